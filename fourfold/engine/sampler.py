@@ -1,0 +1,143 @@
+"""From logits to a token: pure functions, and a randomness that depends on the seed and the position only.
+
+Sampling is the Gumbel trick written with exponentials: token = argmax p_v / q_v with q_v ~ Exp(1), which
+draws v with probability p_v. The noise q of a position comes from (seed, position) alone, so the same seed
+gives the same answer whether the text was generated in one go, continued later, in a batch with others, or
+after a rollback.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fourfold.errors import RequestError
+
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are chosen. Checked on construction: RequestError names the value and what is allowed.
+
+    temperature: 0 = greedy, 1 = the model's own distribution, at most 100.
+    top_p: keep the most likely tokens that together reach this probability, in (0, 1].
+    top_k: keep at most this many tokens; 0 = all.
+    min_p: drop tokens less likely than min_p times the most likely one, in [0, 1].
+    seed: 0 to 2^63 - 1, or None for a fresh one.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(
+            "temperature", self.temperature, _in(self.temperature, 0, 100), "a number from 0 (greedy) to 100"
+        )
+        _check(
+            "top_p", self.top_p, _in(self.top_p, 0, 1) and self.top_p > 0, "a number above 0 and at most 1"
+        )
+        _check("min_p", self.min_p, _in(self.min_p, 0, 1), "a number from 0 to 1")
+        _check("top_k", self.top_k, _is_int(self.top_k) and self.top_k >= 0, "a whole number, 0 = no limit")
+        seed_ok = self.seed is None or (_is_int(self.seed) and 0 <= self.seed < 1 << 63)
+        _check("seed", self.seed, seed_ok, "a whole number from 0 to 2^63 - 1")
+
+    def seeded(self) -> Sampling:
+        """The same with a seed: its own, or a fresh random one."""
+        if self.seed is not None:
+            return self
+        return replace(self, seed=secrets.randbits(63))
+
+
+def sample(logits: Tensor, sampling: Sampling, position: int) -> int:
+    """The token for `position`, from its logits.
+
+    logits: [V] f32, with -inf for tokens that must not come. Greedy ties go to the lower id.
+    Raises RequestError when the logits hold NaN or +inf, or forbid every token.
+    """
+    peak = logits.max()
+    if not bool(torch.isfinite(peak)):
+        raise RequestError(
+            f"the logits at position {position} have maximum {peak.item()}; the model computed no answer"
+        )
+    if sampling.temperature == 0.0:
+        return int(logits.argmax())
+    if sampling.seed is None:
+        raise RequestError("sampling needs a seed here; use Sampling.seeded()")
+    probabilities = distribution(logits, sampling)
+    noise = exponential_noise(logits.shape[-1], sampling.seed, position).to(logits.device)
+    return int((probabilities / noise).argmax())
+
+
+def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The probabilities that `sample` draws from.  [..., V] f32 -> same; filters apply in the order
+    temperature, k, p, min_p.
+
+    At temperature 0: all mass on the most likely token.
+    """
+    if sampling.temperature == 0.0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
+    scaled = logits.float() / sampling.temperature
+    probabilities = torch.softmax(scaled - scaled.amax(dim=-1, keepdim=True), dim=-1)
+    if 0 < sampling.top_k < logits.shape[-1]:
+        probabilities = keep_top_k(probabilities, sampling.top_k)
+    if sampling.top_p < 1.0:
+        probabilities = keep_top_p(probabilities, sampling.top_p)
+    if sampling.min_p > 0.0:
+        floor = sampling.min_p * probabilities.amax(dim=-1, keepdim=True)
+        probabilities = torch.where(probabilities >= floor, probabilities, 0.0)
+    return probabilities / probabilities.sum(dim=-1, keepdim=True)
+
+
+def keep_top_k(probabilities: Tensor, k: int) -> Tensor:
+    """All but the k largest set to 0; ties go to the lower id.  [..., V] -> same, not renormalised."""
+    order = probabilities.argsort(dim=-1, descending=True, stable=True)[..., :k]
+    return torch.zeros_like(probabilities).scatter_(-1, order, probabilities.gather(-1, order))
+
+
+def keep_top_p(probabilities: Tensor, p: float) -> Tensor:
+    """The smallest set of most likely tokens whose sum reaches p, others 0; never empty.  [..., V] -> same,
+    not renormalised.
+    """
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    # A token stays when what comes before it has not reached p; in float64, since 10^5 float32 terms drift
+    # past p.
+    before = torch.nn.functional.pad(ordered.double().cumsum(dim=-1)[..., :-1], (1, 0))
+    kept = torch.where(before < p, ordered, 0.0)
+    return torch.zeros_like(probabilities).scatter_(-1, order, kept)
+
+
+def exponential_noise(size: int, seed: int, position: int) -> Tensor:
+    """Exp(1) numbers that (seed, position) determine, the same on every device.  [size] f32 on the CPU."""
+    generator = torch.Generator().manual_seed(mix(seed, position) >> 1)
+    return torch.empty(size).exponential_(generator=generator).clamp_min_(torch.finfo(torch.float32).tiny)
+
+
+def mix(seed: int, position: int) -> int:
+    """64 well-mixed bits of the two numbers (the finaliser of splitmix64): near seeds and positions share
+    nothing.
+    """
+    x = (seed + (position + 1) * 0x9E3779B97F4A7C15) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _in(value: object, low: float, high: float) -> bool:
+    """False too for NaN and for what is no number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def _check(name: str, value: object, ok: bool, allowed: str) -> None:
+    if not ok:
+        raise RequestError(f"{name} is {value!r}; allowed: {allowed}")

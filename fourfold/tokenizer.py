@@ -1,0 +1,182 @@
+"""Text to token ids and back, for the byte-level BPE of the V4 family.
+
+`tokenizers` does the encoding. Two things are ours: plain text never turns into special tokens (a user who
+types `<｜User｜>` gets the characters), and decoding goes id -> bytes -> text, so that a stream never shows
+half a UTF-8 character and never drops one.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fourfold.errors import RequestError, TokenizerError
+
+FILE_NAME = "tokenizer.json"
+
+
+def tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a checkpoint folder, or of a `tokenizer.json` file itself.
+
+    Raises TokenizerError when the file is missing, is no tokenizer, or is not byte-level.
+    """
+    return Tokenizer(path)
+
+
+class Tokenizer:
+    """Encodes text to ids and decodes ids to text, exactly.
+
+    Args:
+        path: a folder that holds `tokenizer.json`, or that file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        self.path = path / FILE_NAME if path.is_dir() else path
+        spec = _read(self.path)
+        added = {token["content"]: int(token["id"]) for token in spec["added_tokens"]}
+        self.special_ids: dict[str, int] = added
+        self._bytes = _byte_table(self.path, spec["model"]["vocab"], added)
+        # Without added tokens the same pipeline reads all text as plain text: injection is impossible.
+        self._plain = _build(self.path, spec | {"added_tokens": [], "post_processor": None})
+        self._spec = spec
+        self._full: Any = None  # built on first use: half of the loading time of a large vocabulary
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id. Ids between may be unused; a model's may be padded beyond it."""
+        return len(self._bytes)
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Ids of `text`, nothing added.
+
+        `special=False` reads spellings of special tokens as ordinary characters; `special=True` reads them as
+        the tokens: only for text that no user wrote. Raises RequestError when `text` cannot be UTF-8 (lone
+        surrogates).
+        """
+        if special and self._full is None:
+            self._full = _build(self.path, self._spec | {"post_processor": None})
+        engine = self._full if special else self._plain
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"the text is not valid Unicode at character {error.start}: {text[error.start]!r}"
+            ) from None
+        ids: list[int] = engine.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`, special tokens spelled out. Bytes that are no UTF-8 become U+FFFD.
+
+        Raises TokenizerError for an id outside the vocabulary.
+        """
+        stream = self.stream()
+        return "".join(stream.push(token) for token in ids) + stream.finish()
+
+    def token_id(self, special: str) -> int:
+        """Id of the special token spelled `special`. Raises TokenizerError when there is none."""
+        if special not in self.special_ids:
+            raise TokenizerError(
+                f"{self.path} has no special token {special!r}; use the tokenizer.json of this checkpoint"
+            )
+        return self.special_ids[special]
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes one id stands for. Raises TokenizerError for an id outside the vocabulary."""
+        raw = self._bytes[token] if 0 <= token < len(self._bytes) else None
+        if raw is None:
+            raise TokenizerError(
+                f"token id {token} is not in {self.path}, which has ids 0 to {len(self._bytes) - 1}"
+            )
+        return raw
+
+    def unused_ids(self, vocab_size: int) -> list[int]:
+        """Ids below `vocab_size` (a model's) that stand for nothing here; a sampler must not choose them."""
+        holes = [i for i, raw in enumerate(self._bytes[:vocab_size]) if raw is None]
+        return holes + list(range(len(self._bytes), vocab_size))
+
+    def stream(self) -> StreamDecoder:
+        """A fresh decoder for ids that arrive one at a time."""
+        return StreamDecoder(self)
+
+
+class StreamDecoder:
+    """Decodes ids as they come: holds back the bytes of an unfinished character, and loses none."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """The characters that are complete after `token`; may be empty."""
+        return self._utf8.decode(self._tokenizer.bytes_of(token))
+
+    def finish(self) -> str:
+        """What is left: U+FFFD when the ids ended inside a character, else nothing. The decoder is then as
+        new.
+        """
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The parsed tokenizer.json, checked for the parts that we rely on."""
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TokenizerError(f"there is no {path}; a checkpoint folder needs its {FILE_NAME}") from None
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"{path} cannot be read: {error}") from None
+    if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict) or "vocab" not in spec["model"]:
+        raise TokenizerError(f"{path} is no tokenizer: it has no model.vocab")
+    if spec["model"].get("type") not in (None, "BPE") or not _is_byte_level(spec.get("decoder")):
+        raise TokenizerError(
+            f"{path}: model {spec['model'].get('type')!r}, decoder {spec.get('decoder')!r}; "
+            "allowed: byte-level BPE"
+        )
+    spec["added_tokens"] = spec.get("added_tokens") or []
+    return spec
+
+
+def _is_byte_level(decoder: Any) -> bool:
+    return isinstance(decoder, dict) and decoder.get("type") == "ByteLevel"
+
+
+def _build(path: Path, spec: dict[str, Any]) -> Any:
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(spec))
+    except Exception as error:  # the library raises bare Exception
+        raise TokenizerError(f"{path} is no tokenizer that the tokenizers library reads: {error}") from None
+
+
+def _byte_table(path: Path, vocab: dict[str, int], added: dict[str, int]) -> list[bytes | None]:
+    """bytes of each id; None where an id is unused."""
+    alphabet = {char: byte for byte, char in enumerate(byte_alphabet())}
+    table: list[bytes | None] = [None] * (1 + max([*vocab.values(), *added.values()], default=-1))
+    for token, index in vocab.items():
+        try:
+            table[index] = bytes(alphabet[char] for char in token)
+        except KeyError:
+            if token not in added:
+                raise TokenizerError(
+                    f"{path}: token {token!r} (id {index}) is not in the byte-level alphabet"
+                ) from None
+    for token, index in added.items():
+        table[index] = token.encode("utf-8")
+    return table
+
+
+def byte_alphabet() -> Sequence[str]:
+    """The 256 characters that byte-level BPE writes bytes with: printable Latin-1 as itself, the rest from
+    U+0100 on.
+    """
+    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

@@ -1,0 +1,119 @@
+"""Sampling: the distribution it draws from, the filters, and randomness by seed and position."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fourfold.engine.sampler import (
+    Sampling,
+    distribution,
+    exponential_noise,
+    keep_top_k,
+    keep_top_p,
+    mix,
+    sample,
+)
+from fourfold.errors import RequestError
+
+LOGITS = torch.log(torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05]))
+
+
+def test_greedy_takes_the_largest_and_the_lower_id_of_equals():
+    assert sample(torch.tensor([0.0, 3.0, 3.0]), Sampling(temperature=0.0), position=0) == 1
+
+
+def test_temperature_one_is_the_softmax():
+    torch.testing.assert_close(distribution(LOGITS, Sampling()), LOGITS.softmax(-1))
+
+
+def test_low_temperature_sharpens_and_high_flattens():
+    cold, hot = (distribution(LOGITS, Sampling(temperature=t)) for t in (0.5, 2.0))
+    assert cold[0] > 0.5 > hot[0]
+    assert torch.isfinite(distribution(LOGITS * 1e4, Sampling(temperature=1e-3))).all()
+
+
+@pytest.mark.parametrize(("p", "kept"), [(0.4, 1), (0.5, 1), (0.51, 2), (0.7, 2), (0.85, 3), (1e-9, 1)])
+def test_top_p_keeps_the_smallest_set_that_reaches_p(p, kept):
+    probabilities = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05], dtype=torch.float64)
+    assert int((keep_top_p(probabilities, p) > 0).sum()) == kept
+
+
+def test_top_k_breaks_ties_to_the_lower_id():
+    assert keep_top_k(torch.tensor([0.1, 0.3, 0.3, 0.3]), 2).nonzero().flatten().tolist() == [1, 2]
+
+
+def test_min_p_is_relative_to_the_most_likely():
+    assert int((distribution(LOGITS, Sampling(min_p=0.25)) > 0).sum()) == 3
+
+
+def test_filters_leave_a_distribution():
+    kept = distribution(LOGITS, Sampling(temperature=0.7, top_p=0.8, top_k=3, min_p=0.1))
+    assert float(kept.sum()) == pytest.approx(1.0)
+
+
+def test_samples_follow_the_distribution():
+    draws = 20_000
+    counts = torch.zeros(5)
+    for position in range(draws):
+        counts[sample(LOGITS, Sampling(seed=7), position)] += 1
+    expected = LOGITS.softmax(-1)
+    spread = (expected * (1 - expected) / draws).sqrt()
+    assert ((counts / draws - expected).abs() < 4.5 * spread).all()
+
+
+def test_seed_and_position_alone_decide():
+    a = [sample(LOGITS, Sampling(seed=1), position) for position in range(50)]
+    torch.manual_seed(123)
+    assert a == [sample(LOGITS, Sampling(seed=1), position) for position in range(50)]
+    assert a != [sample(LOGITS, Sampling(seed=2), position) for position in range(50)]
+    state = torch.random.get_rng_state()
+    exponential_noise(10, 1, 2)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_near_seeds_and_positions_share_nothing():
+    seen = {mix(seed, position) for seed in range(100) for position in range(100)}
+    assert len(seen) == 10_000
+    assert (exponential_noise(1000, 3, 4) > 0).all()
+
+
+def test_forbidden_tokens_never_come():
+    logits = torch.tensor([-math.inf, 0.0, -math.inf])
+    assert {sample(logits, Sampling(seed=s), 0) for s in range(50)} == {1}
+
+
+def test_no_seed_draws_one():
+    assert Sampling().seeded().seed is not None
+    assert Sampling(seed=3).seeded().seed == 3
+
+
+@pytest.mark.parametrize("logits", [[math.nan, 1.0], [math.inf, 1.0], [-math.inf, -math.inf]])
+def test_invalid_logits_are_refused(logits):
+    with pytest.raises(RequestError, match="position 5"):
+        sample(torch.tensor(logits), Sampling(seed=1), position=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", "1"),
+        ("temperature", 101),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", -1.0),
+        ("top_k", -1),
+        ("top_k", 1.5),
+        ("top_k", True),
+        ("seed", -1),
+        ("seed", 1 << 63),
+        ("seed", 1.0),
+    ],
+)
+def test_bad_arguments_name_the_value_and_what_is_allowed(name, value):
+    with pytest.raises(RequestError, match=rf"{name} is .*; allowed: "):
+        Sampling(**{name: value})
