@@ -1,0 +1,243 @@
+"""The kernel contract: one typed function per operation, and the table that says which chip runs it.
+
+A chip is a module with functions of the same names; `reference` has all of them in plain torch and is the
+truth.  The device of the first argument chooses, in one table lookup; the model never asks.  Shapes use the
+letters of docs/notation.md.  Operations without a chip's own kernel run on the reference, and `table()` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from fourfold.errors import KernelError
+from fourfold.kernels import reference
+
+OPERATIONS = (
+    "linear",
+    "grouped_linear",
+    "experts",
+    "swiglu",
+    "route_topk",
+    "route_hash",
+    "rms_norm",
+    "rope",
+    "pool",
+    "hadamard",
+    "index_topk",
+    "sparse_attention",
+    "hc_pre",
+    "hc_post",
+    "hc_head",
+    "round_fp8",
+    "round_fp4",
+)
+
+_REFERENCE: dict[str, Callable[..., Any]] = {name: getattr(reference, name) for name in OPERATIONS}
+_TABLES: dict[str, dict[str, Callable[..., Any]]] = {}
+_NOTES: dict[str, dict[str, str]] = {}
+
+
+def register(device: str, operations: Mapping[str, Callable[..., Any]], notes: Mapping[str, str]) -> None:
+    """Let `operations` run on tensors of device type `device`; `notes` say what each covers.
+
+    KernelError: an operation that the contract does not have.
+    """
+    if unknown := sorted(operations.keys() - set(OPERATIONS)):
+        raise KernelError(
+            f"kernels for {device} name operations outside the contract: {', '.join(unknown)}; "
+            f"allowed: {', '.join(OPERATIONS)}"
+        )
+    _TABLES[device] = {**_REFERENCE, **operations}
+    _NOTES[device] = {name: notes.get(name, "native") for name in operations}
+
+
+def unregister(device: str) -> None:
+    """Run everything of `device` on the reference again."""
+    _TABLES.pop(device, None)
+    _NOTES.pop(device, None)
+
+
+def table(device: str) -> dict[str, str]:
+    """Operation -> what runs it on this device type: 'reference', or the chip's own note."""
+    notes = _NOTES.get(device, {})
+    return {name: notes.get(name, "reference") for name in OPERATIONS}
+
+
+def _impl(name: str, x: Tensor) -> Callable[..., Any]:
+    return _TABLES.get(x.device.type, _REFERENCE)[name]
+
+
+def linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+    """y = x · Wᵀ with float32 products and sums, in the dtype of x.
+
+    x [..., I]; weight [O, I] f32, bf16 or FP8 (scale [ceil(O/128), ceil(I/128)]) or FP4 [O, I/2]
+    (scale [O, I/32]); returns [..., O].
+    """
+    return _impl("linear", x)(x, weight, scale)
+
+
+def grouped_linear(x: Tensor, weight: Tensor, scale: Tensor | None, groups: int) -> Tensor:
+    """One matrix per group: y[..., g, :] = x[..., g, :] · W_gᵀ.  x [..., G, I], weight [G·O, I] -> [..., G, O].
+
+    V4 report 2.3.1, the grouped output projection.
+    """
+    return _impl("grouped_linear", x)(x, weight, scale, groups)
+
+
+def experts(
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    w1: Tensor,
+    s1: Tensor | None,
+    w3: Tensor,
+    s3: Tensor | None,
+    w2: Tensor,
+    s2: Tensor | None,
+    limit: float,
+    round_input: bool,
+) -> Tensor:
+    """Σ_k w2·(weight_k · swiglu(w1·x, w3·x)) over the K experts chosen for each token; sums in float32.
+
+    x [N, D]; indices [N, K] int64; weights [N, K] f32; w1, w3 [E, I, D], w2 [E, D, I] in any stored format;
+    returns [N, D] f32.  A token adds its experts in ascending order of their number, whatever the batch.
+    round_input rounds both products' inputs to FP8 groups of 128 (deployed numerics).  V4 report 2.1.
+    """
+    return _impl("experts", x)(x, indices, weights, w1, s1, w3, s3, w2, s2, limit, round_input)
+
+
+def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
+    """silu(min(gate, L)) · clamp(up, -L, L) in float32.  [..., I] twice -> [..., I] f32.  V4 report 2.1."""
+    return _impl("swiglu", gate)(gate, up, limit)
+
+
+def route_topk(
+    x: Tensor, weight: Tensor, bias: Tensor, k: int, scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose K experts by sqrt(softplus(W·x)) + bias; weigh them by the unbiased scores.
+
+    x [N, D], weight [E, D], bias [E] f32 -> indices [N, K] int64, weights [N, K] f32 that sum to `scaling`,
+    scores [N, E] f32.  Equal scores go to the lower expert.  V4 report 2.1.
+    """
+    return _impl("route_topk", x)(x, weight, bias, k, scaling)
+
+
+def route_hash(
+    x: Tensor, weight: Tensor, chosen: Tensor, scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The experts are given by token id; only their weights come from the scores.
+
+    x [N, D], weight [E, D], chosen [N, K] int64 -> as route_topk.  V4 report 2.1, hash routing.
+    """
+    return _impl("route_hash", x)(x, weight, chosen, scaling)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) · weight, in float32, cast back to the dtype of x.  x [..., D], weight [D]."""
+    return _impl("rms_norm", x)(x, weight, eps)
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
+    """Rotate the last R dims of x by pairs (2i, 2i+1); inverse turns back.
+
+    x [..., H, C] or [..., C]; cos, sin [..., R/2] f32 over the leading dims without H; same shape and dtype.
+    """
+    return _impl("rope", x)(x, cos, sin, inverse)
+
+
+def pool(values: Tensor, scores: Tensor) -> Tensor:
+    """Σ_j softmax_j(scores) · values over the tokens of a block, channel by channel; score -inf: absent.
+
+    values, scores [B, S, m, C] f32 -> [B, S, C] f32.  V4 report 2.3.1, eq. 9-12 and 2.3.2, eq. 20-23.
+    """
+    return _impl("pool", values)(values, scores)
+
+
+def hadamard(x: Tensor) -> Tensor:
+    """x · H · n^-½ with H the n×n Sylvester-Hadamard matrix, n = last dim, a power of two.  V4 report 2.3.1."""
+    return _impl("hadamard", x)(x)
+
+
+def index_topk(q: Tensor, weights: Tensor, keys: Tensor, visible: Tensor, k: int) -> Tensor:
+    """The k visible entries with the largest Σ_h weights[h]·relu(q[h]·key), ascending, -1 where fewer exist.
+
+    q [B, T, H, C]; weights [B, T, H] f32; keys [B, S, C]; visible [B, T, 2] int64, the range of entries that a
+    query may see; returns [B, T, k] int64.  Equal scores go to the lower entry.  V4 report 2.3.1, eq. 16-17.
+    """
+    return _impl("index_topk", q)(q, weights, keys, visible, k)
+
+
+def sparse_attention(
+    q: Tensor,
+    window: Tensor,
+    window_range: Tensor,
+    entries: Tensor | None,
+    entry_range: Tensor | None,
+    entry_index: Tensor | None,
+    sink: Tensor,
+    scale: float,
+) -> Tensor:
+    """Softmax attention of all heads over one shared key-value vector, with a sink logit of value zero.
+
+    q [B, T, H, C]; window [B, L, C] and window_range [B, T, 2] int64: rows start..end-1 are seen;
+    entries [B, S, C] are seen by entry_range [B, T, 2] or, if given, by entry_index [B, T, K] int64 (-1: none);
+    sink [H] f32; returns [B, T, H, C] in the dtype of q, sums in float32.  V4 report 2.3.1, eq. 18-19.
+    """
+    return _impl("sparse_attention", q)(
+        q, window, window_range, entries, entry_range, entry_index, sink, scale
+    )
+
+
+def hc_pre(
+    streams: Tensor,
+    fn: Tensor,
+    scale: Tensor,
+    base: Tensor,
+    *,
+    iters: int,
+    norm_eps: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix the n residual streams into a sublayer's input, and say how its output goes back.
+
+    streams [B, T, n, D]; fn [(2+n)n, nD], scale [3], base [(2+n)n] f32 -> input [B, T, D] in the dtype of
+    streams, post [B, T, n] f32, comb [B, T, n, n] f32 (doubly stochastic).  V4 report 2.2, eq. 1-8.
+    """
+    return _impl("hc_pre", streams)(streams, fn, scale, base, iters=iters, norm_eps=norm_eps, eps=eps)
+
+
+def hc_post(output: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
+    """X'[k] = post[k]·output + Σ_j comb[j, k]·X[j].  output [B, T, D], streams [B, T, n, D].  V4 report 2.2."""
+    return _impl("hc_post", streams)(output, streams, post, comb)
+
+
+def hc_head(
+    streams: Tensor, fn: Tensor, scale: Tensor, base: Tensor, *, norm_eps: float, eps: float
+) -> Tensor:
+    """Collapse the streams: Σ_j pre[j]·X[j].  fn [n, nD], scale [1], base [n] -> [B, T, D].  V4 report 2.2."""
+    return _impl("hc_head", streams)(streams, fn, scale, base, norm_eps=norm_eps, eps=eps)
+
+
+def round_fp8(x: Tensor, group: int) -> Tensor:
+    """x on the FP8 e4m3 grid, one power-of-two scale per `group` values of the last dim.  Same shape, dtype."""
+    return _impl("round_fp8", x)(x, group)
+
+
+def round_fp4(x: Tensor, group: int) -> Tensor:
+    """x on the FP4 e2m1 grid, one power-of-two scale per `group` values of the last dim.  Same shape, dtype."""
+    return _impl("round_fp4", x)(x, group)
+
+
+def _register_cpu() -> None:
+    from fourfold.kernels import cpu
+
+    if cpu.available():
+        from fourfold.kernels.cpu import ops
+
+        register("cpu", ops.OPS, ops.NOTES)
+
+
+_register_cpu()

@@ -1,0 +1,111 @@
+"""The published number formats: FP8 e4m3 blocks, FP4 e2m1 groups (MXFP4) and their e8m0 scales.
+
+Decoding stored weights to float32 is exact: every e4m3 or e2m1 value times a power of two is a float32.
+Rounding (`round_fp8`, `round_fp4`) puts a float tensor on the same grids without packing it; it is what the
+published model does to activations and to the KV cache, and what quantisation-aware training does to weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FP8_BLOCK = 128
+"""Edge of the square of FP8 weights that share one scale."""
+FP4_GROUP = 32
+"""Number of FP4 values along K that share one scale."""
+FP8_MAX = 448.0
+FP4_MAX = 6.0
+E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""Value of the codes 0-7; code + 8 is its negative."""
+
+# The published activation rounding never scales below this amplitude, so that silence stays silent.
+_FP8_AMAX_FLOOR = 1e-4
+_FP4_AMAX_FLOOR = FP4_MAX * 2.0**-126
+
+
+def _byte_to_pair_table() -> Tensor:
+    values = torch.tensor(E2M1_VALUES + tuple(-v for v in E2M1_VALUES))
+    code = torch.arange(256)
+    return torch.stack([values[code & 15], values[code >> 4]], dim=-1)
+
+
+_BYTE_TO_PAIR = _byte_to_pair_table()
+
+
+def is_packed(weight: Tensor) -> bool:
+    """True for FP8 and FP4 storage, which needs a scale."""
+    return weight.dtype in (torch.float8_e4m3fn, torch.int8)
+
+
+def in_features(weight: Tensor) -> int:
+    """Logical K of a stored weight [..., O, K] (FP4 holds two values a byte)."""
+    return weight.shape[-1] * (2 if weight.dtype == torch.int8 else 1)
+
+
+def decode_fp8(weight: Tensor, scale: Tensor) -> Tensor:
+    """weight [..., O, I] e4m3, scale [..., ceil(O/128), ceil(I/128)] e8m0 or f32 -> [..., O, I] float32."""
+    rows, columns = weight.shape[-2:]
+    spread = scale.to(torch.float32)
+    spread = spread.repeat_interleave(FP8_BLOCK, dim=-2)[..., :rows, :]
+    spread = spread.repeat_interleave(FP8_BLOCK, dim=-1)[..., :columns]
+    return weight.to(torch.float32) * spread
+
+
+def decode_fp4(weight: Tensor, scale: Tensor) -> Tensor:
+    """weight [..., O, I/2] int8, low nibble first, scale [..., O, I/32] e8m0 -> [..., O, I] float32."""
+    table = _BYTE_TO_PAIR.to(weight.device)
+    pairs = table[weight.view(torch.uint8).to(torch.int32)]
+    groups = pairs.reshape(*weight.shape[:-1], -1, FP4_GROUP)
+    return (groups * scale.to(torch.float32).unsqueeze(-1)).flatten(-2)
+
+
+def decode(weight: Tensor, scale: Tensor | None) -> Tensor:
+    """A stored weight of any format as float32."""
+    if weight.dtype == torch.float8_e4m3fn:
+        assert scale is not None
+        return decode_fp8(weight, scale)
+    if weight.dtype == torch.int8:
+        assert scale is not None
+        return decode_fp4(weight, scale)
+    return weight.to(torch.float32)
+
+
+def power_of_two_scale(amax: Tensor, limit: float) -> Tensor:
+    """2^ceil(log2(amax / limit)), exactly: frexp instead of a logarithm that may round across an integer."""
+    mantissa, exponent = torch.frexp(amax.to(torch.float32) / limit)
+    exponent = torch.where(mantissa == 0.5, exponent - 1, exponent)
+    return torch.ldexp(torch.ones_like(mantissa), exponent)
+
+
+def round_fp8(x: Tensor, group: int) -> Tensor:
+    """x [..., I] on the e4m3 grid, one scale 2^ceil(log2(amax/448)) per `group` values along I; same dtype.
+
+    A last group shorter than `group` has its own scale.  V4 report 2.3.4 (activations 128, KV 64).
+    """
+    grouped, width = _in_groups(x, group)
+    scale = power_of_two_scale(grouped.abs().amax(-1, keepdim=True).clamp_min(_FP8_AMAX_FLOOR), FP8_MAX)
+    rounded = (grouped / scale).to(torch.float8_e4m3fn).to(torch.float32) * scale
+    return rounded.flatten(-2)[..., :width].to(x.dtype)
+
+
+def round_fp4(x: Tensor, group: int = FP4_GROUP) -> Tensor:
+    """x [..., I] on the e2m1 grid, one scale 2^ceil(log2(amax/6)) per `group` values along I; same dtype."""
+    grouped, width = _in_groups(x, group)
+    scale = power_of_two_scale(grouped.abs().amax(-1, keepdim=True).clamp_min(_FP4_AMAX_FLOOR), FP4_MAX)
+    return (round_to_e2m1(grouped / scale) * scale).flatten(-2)[..., :width].to(x.dtype)
+
+
+def round_to_e2m1(x: Tensor) -> Tensor:
+    """Nearest e2m1 value, ties to the even code: the spacing is 1/2 below 2, 1 below 4, 2 above."""
+    amplitude = x.abs()
+    step = torch.where(amplitude < 2, 0.5, torch.where(amplitude < 4, 1.0, 2.0))
+    return (torch.round(x / step) * step).clamp(-FP4_MAX, FP4_MAX)
+
+
+def _in_groups(x: Tensor, group: int) -> tuple[Tensor, int]:
+    width = x.shape[-1]
+    values = x.to(torch.float32)
+    if padding := -width % group:
+        values = torch.nn.functional.pad(values, (0, padding))
+    return values.unflatten(-1, (-1, group)), width

@@ -1,0 +1,214 @@
+"""Every operation of the contract in plain torch: the truth that each chip's kernels are tested against.
+
+Signatures, shapes and equations stand in `fourfold.kernels`.  Everything here is differentiable, bounded in
+memory (large products are cut into blocks) and free of any device's own functions.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fourfold.kernels.attention_reference import index_topk, sparse_attention
+from fourfold.kernels.formats import decode, in_features, round_fp4, round_fp8
+
+__all__ = [
+    "experts",
+    "grouped_linear",
+    "hadamard",
+    "hc_head",
+    "hc_post",
+    "hc_pre",
+    "index_topk",
+    "linear",
+    "pool",
+    "rms_norm",
+    "rope",
+    "round_fp4",
+    "round_fp8",
+    "route_hash",
+    "route_topk",
+    "sparse_attention",
+    "swiglu",
+]
+
+# A stored matrix is decoded in slabs of rows of at most this many weights (64 MiB of float32), so that no
+# head or expert ever lies in memory as a whole at four bytes a weight.
+_DECODED_WEIGHTS = 1 << 24
+_ACTIVATION_GROUP = 128
+
+
+def linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+    if weight.dtype == torch.float32:
+        return F.linear(x.to(torch.float32), weight).to(x.dtype)
+    rows = max(128, _DECODED_WEIGHTS // in_features(weight) // 128 * 128)
+    y = x.to(torch.float32)
+    slabs = [F.linear(y, decode(*slab)) for slab in _row_slabs(weight, scale, rows)]
+    return (slabs[0] if len(slabs) == 1 else torch.cat(slabs, dim=-1)).to(x.dtype)
+
+
+def _row_slabs(weight: Tensor, scale: Tensor | None, rows: int) -> list[tuple[Tensor, Tensor | None]]:
+    if weight.shape[0] <= rows:
+        return [(weight, scale)]
+    slabs = []
+    for start in range(0, weight.shape[0], rows):
+        part = None
+        if scale is not None:
+            step = 128 if weight.dtype == torch.float8_e4m3fn else 1
+            part = scale[start // step : -(-(start + rows) // step)]
+        slabs.append((weight[start : start + rows], part))
+    return slabs
+
+
+def grouped_linear(x: Tensor, weight: Tensor, scale: Tensor | None, groups: int) -> Tensor:
+    matrices = decode(weight, scale).unflatten(0, (groups, -1))
+    return torch.einsum("...gi,goi->...go", x.to(matrices.dtype), matrices).to(x.dtype)
+
+
+def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
+    return F.silu(gate.float().clamp(max=limit)) * up.float().clamp(-limit, limit)
+
+
+def experts(
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    w1: Tensor,
+    s1: Tensor | None,
+    w3: Tensor,
+    s3: Tensor | None,
+    w2: Tensor,
+    s2: Tensor | None,
+    limit: float,
+    round_input: bool,
+) -> Tensor:
+    x = round_fp8(x.float(), _ACTIVATION_GROUP) if round_input else x.float()
+    # Sorted by expert, so that each chosen expert is decoded once and every token adds in the same order.
+    order = torch.argsort(indices.flatten(), stable=True)
+    chosen = indices.flatten()[order]
+    tokens = order // indices.shape[1]
+    amounts = weights.flatten()[order].unsqueeze(-1)
+    y = torch.zeros(x.shape[0], w2.shape[1], dtype=torch.float32, device=x.device)
+    begin = 0
+    for expert, count in zip(*(v.tolist() for v in chosen.unique_consecutive(return_counts=True)), strict=True):
+        part = slice(begin, begin + count)
+        begin += count
+        rows = x[tokens[part]]
+        gate = linear(rows, w1[expert], None if s1 is None else s1[expert])
+        up = linear(rows, w3[expert], None if s3 is None else s3[expert])
+        inner = swiglu(gate, up, limit) * amounts[part]
+        inner = round_fp8(inner, _ACTIVATION_GROUP) if round_input else inner
+        out = linear(inner, w2[expert], None if s2 is None else s2[expert])
+        y = y.index_add(0, tokens[part], out.float())
+    return y
+
+
+def _scores(x: Tensor, weight: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return F.softplus(F.linear(x.float(), weight.float())).sqrt()
+
+
+def _weigh(scores: Tensor, indices: Tensor, scaling: float) -> Tensor:
+    chosen = scores.gather(-1, indices)
+    return chosen / chosen.sum(-1, keepdim=True) * scaling
+
+
+def route_topk(
+    x: Tensor, weight: Tensor, bias: Tensor, k: int, scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    scores = _scores(x, weight)
+    # A stable sort instead of topk: ties go to the lower expert on every device and in every batch.
+    indices = (scores + bias).sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    return indices, _weigh(scores, indices, scaling), scores
+
+
+def route_hash(
+    x: Tensor, weight: Tensor, chosen: Tensor, scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    scores = _scores(x, weight)
+    return chosen, _weigh(scores, chosen, scaling), scores
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    y = x.float()
+    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
+    return (y if weight is None else y * weight.float()).to(x.dtype)
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
+    width = 2 * cos.shape[-1]
+    if x.dim() == cos.dim() + 1:
+        cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
+    if inverse:
+        sin = -sin
+    still, turned = x[..., :-width], x[..., -width:].float()
+    even, odd = turned[..., 0::2], turned[..., 1::2]
+    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    return torch.cat([still, turned.to(x.dtype)], dim=-1)
+
+
+def pool(values: Tensor, scores: Tensor) -> Tensor:
+    return (values * scores.softmax(dim=-2)).sum(dim=-2)
+
+
+def hadamard(x: Tensor) -> Tensor:
+    n = x.shape[-1]
+    y = x.float()
+    # Sylvester order by butterflies: H_2n = [[H_n, H_n], [H_n, -H_n]].
+    for half in (1 << i for i in range(n.bit_length() - 1)):
+        left, right = y.unflatten(-1, (-1, 2, half)).unbind(-2)
+        y = torch.stack([left + right, left - right], dim=-2).flatten(-3)
+    return (y * n**-0.5).to(x.dtype)
+
+
+def hc_pre(
+    streams: Tensor,
+    fn: Tensor,
+    scale: Tensor,
+    base: Tensor,
+    *,
+    iters: int,
+    norm_eps: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n = streams.shape[-2]
+    mix = _hc_mix(streams, fn, norm_eps)
+    pre = torch.sigmoid(mix[..., :n] * scale[0] + base[:n]) + eps
+    post = 2 * torch.sigmoid(mix[..., n : 2 * n] * scale[1] + base[n : 2 * n])
+    comb = (mix[..., 2 * n :] * scale[2] + base[2 * n :]).unflatten(-1, (n, n))
+    comb = _sinkhorn(comb, iters, eps)
+    return _weighted_sum(pre, streams), post, comb
+
+
+def _sinkhorn(logits: Tensor, iters: int, eps: float) -> Tensor:
+    # eps after the softmax and inside every division: the published model was trained so.
+    m = logits.softmax(dim=-1) + eps
+    m = m / (m.sum(dim=-2, keepdim=True) + eps)
+    for _ in range(iters - 1):
+        m = m / (m.sum(dim=-1, keepdim=True) + eps)
+        m = m / (m.sum(dim=-2, keepdim=True) + eps)
+    return m
+
+
+def _hc_mix(streams: Tensor, fn: Tensor, norm_eps: float) -> Tensor:
+    flat = streams.flatten(-2).float()
+    with torch.autocast(streams.device.type, enabled=False):
+        return F.linear(flat, fn) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + norm_eps)
+
+
+def _weighted_sum(pre: Tensor, streams: Tensor) -> Tensor:
+    return (pre.unsqueeze(-1) * streams.float()).sum(dim=-2).to(streams.dtype)
+
+
+def hc_post(output: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
+    with torch.autocast(streams.device.type, enabled=False):
+        mixed = comb.transpose(-1, -2) @ streams.float()
+    return (post.unsqueeze(-1) * output.float().unsqueeze(-2) + mixed).to(streams.dtype)
+
+
+def hc_head(
+    streams: Tensor, fn: Tensor, scale: Tensor, base: Tensor, *, norm_eps: float, eps: float
+) -> Tensor:
+    pre = torch.sigmoid(_hc_mix(streams, fn, norm_eps) * scale + base) + eps
+    return _weighted_sum(pre, streams)

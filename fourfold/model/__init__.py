@@ -1,0 +1,1 @@
+"""DeepSeek-V4, one definition for prefill, decode, verification, packed batches and training."""

@@ -1,0 +1,46 @@
+"""What one forward pass carries beside its activations: the layout, rotary angles, and notes for training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fourfold.model.layout import Layout
+from fourfold.model.rope import cos_sin
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How one score-routed MoE layer spread N tokens.  scores [N, E] f32, indices [N, K] int64."""
+
+    scores: Tensor
+    indices: Tensor
+
+
+class ForwardBatch:
+    """One call: where its tokens lie, their ids, and angles shared by all layers of a kind.
+
+    frequencies: [R/2] f32 of sliding-window layers and of compressed layers.
+    """
+
+    def __init__(self, layout: Layout, ids: Tensor, frequencies: tuple[Tensor, Tensor]) -> None:
+        self.layout = layout
+        self.ids = ids
+        self._frequencies = frequencies
+        self._angles: dict[object, tuple[Tensor, Tensor]] = {}
+        self.routing: list[Routing] = []
+
+    def token_angles(self, compressed: bool) -> tuple[Tensor, Tensor]:
+        """cos, sin [B, T, R/2] at the tokens' positions."""
+        if compressed not in self._angles:
+            self._angles[compressed] = cos_sin(self.layout.positions, self._frequencies[compressed])
+        return self._angles[compressed]
+
+    def block_angles(self, ratio: int, overlapping: bool) -> tuple[Tensor, Tensor]:
+        """cos, sin [B, S, R/2] at the first token of each block completed in this call."""
+        key = (ratio, overlapping)
+        if key not in self._angles:
+            positions = self.layout.blocks(ratio, overlapping).positions
+            self._angles[key] = cos_sin(positions, self._frequencies[True])
+        return self._angles[key]

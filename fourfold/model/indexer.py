@@ -1,0 +1,46 @@
+"""The lightning indexer: which compressed entries a CSA query attends to."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fourfold import kernels
+from fourfold.config import ModelConfig
+from fourfold.model.batch import ForwardBatch
+from fourfold.model.cache import LayerStreams
+from fourfold.model.compressor import Compressor
+from fourfold.model.linear import Linear
+from fourfold.model.numerics import Numerics
+
+
+class Indexer(nn.Module):
+    """Scores every visible entry by Σ_h w[h]·relu(q[h]·k) and keeps the best index_topk.
+
+    Queries and keys pass a Hadamard transform (and FP4 in deployed numerics).  V4 report 2.3.1, eq. 13-17.
+    """
+
+    def __init__(self, config: ModelConfig, ratio: int, numerics: Numerics) -> None:
+        super().__init__()
+        self.heads, self.width, self.topk = config.index_n_heads, config.index_head_dim, config.index_topk
+        self.ratio = ratio
+        self.numerics = numerics
+        self.wq_b = Linear(config.q_lora_rank, self.heads * self.width, numerics)
+        self.weights_proj = Linear(config.hidden_size, self.heads, numerics)
+        self.compressor = Compressor(config, ratio, self.width, overlapping=True)
+
+    def forward(self, x: Tensor, qr: Tensor, batch: ForwardBatch, streams: LayerStreams) -> Tensor | None:
+        """x [B, T, D], qr [B, T, q_lora_rank] -> entries [B, T, K] int64, -1 padded; None when all are kept."""
+        keys = self.numerics.index(kernels.hadamard(self.compressor(x, batch, streams.index_tail)))
+        keys = streams.index_entries.extend(keys)
+        blocks = batch.layout.blocks(self.ratio, overlapping=True)
+        if blocks.most_visible <= self.topk:
+            return None
+        q, weights = self.queries(x, qr, batch)
+        return kernels.index_topk(q, weights, keys, blocks.visible, self.topk)
+
+    def queries(self, x: Tensor, qr: Tensor, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
+        """q [B, T, heads, width] and the heads' weights [B, T, heads] f32."""
+        q = self.wq_b(qr).unflatten(-1, (self.heads, self.width))
+        q = kernels.rope(q, *batch.token_angles(True), inverse=False)
+        weights = self.weights_proj(x).float() * (self.width**-0.5 * self.heads**-0.5)
+        return self.numerics.index(kernels.hadamard(q)), weights

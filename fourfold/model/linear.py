@@ -1,0 +1,72 @@
+"""Weights as the checkpoint stores them: a matrix, or one per routed expert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fourfold import kernels
+from fourfold.model.numerics import Numerics
+
+FakeQuant = Callable[[Tensor], Tensor]
+INIT_STD = 0.02
+
+
+class StoredWeight(nn.Module):
+    """A weight in any stored format, with its scale if it is packed.
+
+    fake_quant: set by a trainer, rounds the float32 master to the grid it will be exported on.
+    """
+
+    scale: Tensor | None
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(shape) * INIT_STD)
+        self.register_parameter("scale", None)
+        self.fake_quant: FakeQuant | None = None
+
+    def value(self) -> Tensor:
+        """The weight to compute with."""
+        return self.weight if self.fake_quant is None else self.fake_quant(self.weight)
+
+
+class Linear(StoredWeight):
+    """y = W·x.  weight [O, I] f32, bf16, FP8 or FP4; no bias anywhere in V4."""
+
+    def __init__(self, in_features: int, out_features: int, numerics: Numerics) -> None:
+        super().__init__(out_features, in_features)
+        self.numerics = numerics
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.value()
+        return kernels.linear(self.numerics.linear_input(x, weight), weight, self.scale)
+
+
+class GroupedLinear(StoredWeight):
+    """One [O, I] matrix per group, stored as [G·O, I].  V4 report 2.3.1, the grouped output projection.
+
+    Its input is not rounded in deployed numerics: the published model dequantises this weight to bf16.
+    """
+
+    def __init__(self, in_features: int, out_features: int, groups: int) -> None:
+        super().__init__(groups * out_features, in_features)
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., G, I] -> [..., G, O]."""
+        return kernels.grouped_linear(x, self.value(), self.scale, self.groups)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight, in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.rms_norm(x, self.weight, self.eps)

@@ -1,0 +1,96 @@
+"""Mixture of experts: a router by score or by token id, routed experts, and one shared expert."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fourfold import kernels
+from fourfold.config import ModelConfig
+from fourfold.model.batch import ForwardBatch, Routing
+from fourfold.model.linear import INIT_STD, Linear, StoredWeight
+from fourfold.model.numerics import Numerics
+
+
+class Gate(nn.Module):
+    """Chooses K experts a token.  Hash layers look them up by token id (tid2eid [V, K]); the others take the
+    best scores plus a bias that only selects.  V4 report 2.1.
+    """
+
+    tid2eid: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, config: ModelConfig, *, hashed: bool) -> None:
+        super().__init__()
+        experts, k = config.n_routed_experts, config.num_experts_per_tok
+        self.k, self.scaling, self.hashed = k, config.routed_scaling_factor, hashed
+        self.weight = nn.Parameter(torch.randn(experts, config.hidden_size) * INIT_STD)
+        if hashed:
+            # Token v goes to K different experts, evenly spread over the vocabulary.
+            table = (torch.arange(config.vocab_size)[:, None] + torch.arange(k) * (experts // k)) % experts
+            self.tid2eid = nn.Parameter(table, requires_grad=False)
+        else:
+            self.bias = nn.Parameter(torch.zeros(experts), requires_grad=False)
+
+    def forward(self, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [N, D], ids [N] -> indices [N, K] int64, weights [N, K] f32, scores [N, E] f32."""
+        if self.hashed:
+            assert self.tid2eid is not None
+            return kernels.route_hash(x, self.weight, self.tid2eid[ids], self.scaling)
+        assert self.bias is not None
+        return kernels.route_topk(x, self.weight, self.bias, self.k, self.scaling)
+
+
+class Experts(nn.Module):
+    """All routed experts of a layer: w1, w3 [E, I, D] and w2 [E, D, I], in the stored format."""
+
+    def __init__(self, config: ModelConfig, numerics: Numerics) -> None:
+        super().__init__()
+        experts, width, inner = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
+        self.limit = config.swiglu_limit
+        self.numerics = numerics
+        self.w1 = StoredWeight(experts, inner, width)
+        self.w3 = StoredWeight(experts, inner, width)
+        self.w2 = StoredWeight(experts, width, inner)
+
+    def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        """x [N, D] -> [N, D] f32."""
+        w1, w3, w2 = self.w1.value(), self.w3.value(), self.w2.value()
+        rounds = self.numerics.rounds and self.w1.scale is not None
+        return kernels.experts(
+            x, indices, weights, w1, self.w1.scale, w3, self.w3.scale, w2, self.w2.scale, self.limit, rounds
+        )
+
+
+class SharedExpert(nn.Module):
+    """The expert that every token visits, clamped like the others."""
+
+    def __init__(self, config: ModelConfig, numerics: Numerics) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.moe_intermediate_size * config.n_shared_experts
+        self.limit = config.swiglu_limit
+        self.w1 = Linear(width, inner, numerics)
+        self.w3 = Linear(width, inner, numerics)
+        self.w2 = Linear(inner, width, numerics)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(kernels.swiglu(self.w1(x), self.w3(x), self.limit).to(x.dtype))
+
+
+class MoE(nn.Module):
+    """y = Σ chosen experts + shared expert.  V4 report 2.1."""
+
+    def __init__(self, config: ModelConfig, numerics: Numerics, *, hashed: bool) -> None:
+        super().__init__()
+        self.gate = Gate(config, hashed=hashed)
+        self.experts = Experts(config, numerics)
+        self.shared_experts = SharedExpert(config, numerics)
+
+    def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
+        """x [B, T, D] -> [B, T, D]."""
+        flat = x.flatten(0, 1)
+        indices, weights, scores = self.gate(flat, batch.ids.flatten())
+        if self.training and not self.gate.hashed:
+            batch.routing.append(Routing(scores, indices))
+        y = self.experts(flat, indices, weights) + self.shared_experts(flat).float()
+        return y.to(x.dtype).view_as(x)

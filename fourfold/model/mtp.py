@@ -1,0 +1,35 @@
+"""Multi-token prediction: one more block that guesses the token after the next."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fourfold.config import ModelConfig
+from fourfold.model.batch import ForwardBatch
+from fourfold.model.block import Block, HeadCollapse
+from fourfold.model.cache import LayerStreams
+from fourfold.model.linear import Linear, RMSNorm
+from fourfold.model.numerics import Numerics
+
+
+class MtpBlock(Block, HeadCollapse):
+    """From the streams at position t and the token at t + 1 to the normed hidden state that predicts t + 2.
+
+    X' = e_proj·RMSNorm(embed[t+1]) added to each stream of h_proj·RMSNorm(X[t]).  V4 report 2.1.
+    """
+
+    def __init__(self, config: ModelConfig, numerics: Numerics) -> None:
+        super().__init__(config, config.mtp_kinds[0], config.mtp_ratios[0], numerics, hashed=False)
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.e_proj = Linear(width, width, numerics)
+        self.h_proj = Linear(width, width, numerics)
+        self.enorm = RMSNorm(width, eps)
+        self.hnorm = RMSNorm(width, eps)
+        self.norm = RMSNorm(width, eps)
+        self._add_head_collapse(config)
+
+    def predict(self, streams: Tensor, next_embedding: Tensor, batch: ForwardBatch, memory: LayerStreams) -> Tensor:
+        """streams [B, T, n, D], next_embedding [B, T, D] -> [B, T, D] for the shared head."""
+        embedded = self.e_proj(self.enorm(next_embedding)).unsqueeze(-2)
+        mixed = embedded + self.h_proj(self.hnorm(streams))
+        return self.norm(self.collapse(self(mixed, batch, memory), self.config))

@@ -1,0 +1,269 @@
+"""The whole model: ids in, logits out, with or without a cache, alone, batched or packed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fourfold import kernels
+from fourfold.config import ModelConfig
+from fourfold.errors import CacheError, CheckpointError, ConfigError, RequestError
+from fourfold.model.batch import ForwardBatch, Routing
+from fourfold.model.block import Block, HeadCollapse
+from fourfold.model.cache import DEFAULT_MAX_ROLLBACK, FRESH_LAYER, Cache, LayerStreams, fresh_layers, join, layout_of
+from fourfold.model.layout import Layout, Segment, packed_rows
+from fourfold.model.linear import INIT_STD, RMSNorm, StoredWeight
+from fourfold.model.mtp import MtpBlock
+from fourfold.model.numerics import numerics as numerics_named
+from fourfold.model.rope import inverse_frequencies
+
+if TYPE_CHECKING:
+    from fourfold.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Output:
+    """logits [B, T, V] float32 (T = 1 when only the last were asked for).
+
+    mtp_logits [B, t, V] float32 or None: the last of them guesses the token after the last one given, from the
+    position before it; there is one for every given token that has a predecessor.
+    hidden_states: the residual streams [B, T, n, D] after each block, or None.
+    routing: how each score-routed MoE layer chose, when training.
+    """
+
+    logits: Tensor
+    mtp_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    routing: tuple[Routing, ...] = ()
+
+
+class Transformer(HeadCollapse):
+    """DeepSeek-V4.  Parameter names are the checkpoint's, routed experts stacked.
+
+    A fresh one has random float32 weights for training; `assign` puts stored weights in their place.
+    numerics: "exact" or "deployed".  ConfigError: more than one MTP block, or one that compresses.
+    """
+
+    def __init__(self, config: ModelConfig, numerics: str = "exact") -> None:
+        super().__init__()
+        if config.num_nextn_predict_layers > 1 or any(config.mtp_ratios):
+            raise ConfigError(
+                f"num_nextn_predict_layers is {config.num_nextn_predict_layers} with compress ratios "
+                f"{config.mtp_ratios}; allowed: at most one MTP block, of ratio 0"
+            )
+        self.config = config
+        self.numerics = numerics_named(numerics)
+        self.tokenizer: Tokenizer | None = None
+        width = config.hidden_size
+        self.embed = nn.Embedding(config.vocab_size, width)
+        nn.init.normal_(self.embed.weight, std=INIT_STD)
+        self.layers = nn.ModuleList(
+            Block(config, kind, ratio, self.numerics, hashed=hashed)
+            for kind, ratio, hashed in zip(
+                config.layer_kinds, config.layer_ratios, config.hash_layers, strict=True
+            )
+        )
+        self.norm = RMSNorm(width, config.rms_norm_eps)
+        self.head = StoredWeight(config.vocab_size, width)
+        self._add_head_collapse(config)
+        mtp = [MtpBlock(config, self.numerics)] if config.num_nextn_predict_layers else []
+        self.mtp = nn.ModuleList(mtp)
+        # Computed, not stored: loading onto the meta device must not lose them.
+        with torch.device("cpu"):
+            self._frequencies = (
+                inverse_frequencies(config, compressed=False),
+                inverse_frequencies(config, compressed=True),
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    def new_cache(self, batch: int = 1, max_rollback: int = DEFAULT_MAX_ROLLBACK) -> Cache:
+        """An empty cache for `batch` sequences that advance together."""
+        return Cache(self.config, batch, max_rollback)
+
+    def forward(
+        self,
+        ids: Tensor,
+        cache: Cache | None = None,
+        mtp: bool = False,
+        hidden_states: bool = False,
+        *,
+        segments: Tensor | None = None,
+        logits: Literal["all", "last"] = "all",
+    ) -> Output:
+        """ids [B, T] int64.  With a cache the tokens continue what it holds, and autograd is off.
+
+        segments [B, T] int64: packed training samples; equal numbers in a row are one sample, and nothing is
+        seen across samples.  RequestError: ids of another shape or type, outside the vocabulary, or beyond
+        max_position_embeddings.
+        """
+        self._check_ids(ids, 0 if cache is None else cache.length)
+        if cache is None:
+            samples = torch.zeros_like(ids) if segments is None else segments
+            layout = Layout(packed_rows(samples), self.config.sliding_window, ids.device)
+            return self._run(ids, layout, fresh_layers(self.config), None, mtp, hidden_states, logits)
+        if segments is not None or cache.batch != ids.shape[0]:
+            raise CacheError(
+                f"the cache holds {cache.batch} sequences, ids has {ids.shape[0]} rows"
+                f"{' and segments' if segments is not None else ''}; allowed: one row a sequence, no segments"
+            )
+        with torch.no_grad():
+            segment = cache.segment(ids.shape[1])
+            layout = Layout([[segment]] * cache.batch, self.config.sliding_window, ids.device)
+            output = self._run(ids, layout, cache.layers, cache, mtp, hidden_states, logits)
+        cache.length += ids.shape[1]
+        return output
+
+    @torch.no_grad()
+    def packed(self, ids: Sequence[Tensor], caches: Sequence[Cache]) -> list[Tensor]:
+        """The next tokens of several sequences of any lengths in one pass.
+
+        ids: one [T_i] int64 tensor a sequence; caches: one of batch 1 each, all different.  Returns the logits
+        [T_i, V] of each.  RequestError, CacheError as in `forward`.
+        """
+        if not ids or len(ids) != len(caches) or any(c.batch != 1 for c in caches):
+            raise CacheError(
+                f"{len(ids)} sequences for {len(caches)} caches of batch {[c.batch for c in caches]}; "
+                "allowed: one cache of batch 1 a sequence"
+            )
+        if len({id(cache) for cache in caches}) != len(caches):
+            raise CacheError("one cache was given for several sequences; each sequence needs its own")
+        for row, cache in zip(ids, caches, strict=True):
+            self._check_ids(row.unsqueeze(0), cache.length)
+        sizes = [len(row) for row in ids]
+        layout = layout_of(caches, sizes, self.device)
+        joined = torch.cat(list(ids)).unsqueeze(0)
+        batch = self._batch(layout, joined)
+        streams = self._embed(joined)
+        for block, memory in zip(self.layers, join(caches, layout), strict=True):
+            streams = block(streams, batch, memory)
+        for cache, row, part in zip(caches, ids, streams.split(sizes, dim=1), strict=True):
+            self._remember(cache, row.unsqueeze(0), part)
+            cache.length += len(row)
+        return list(self._logits(streams)[0].split(sizes))
+
+    def assign(self, name: str, tensor: Tensor) -> None:
+        """Put a stored tensor in the place of parameter `name`, without a gradient.
+
+        CheckpointError: there is no such parameter.
+        """
+        path, _, leaf = name.rpartition(".")
+        try:
+            module = self.get_submodule(path)
+        except AttributeError:
+            module = None
+        if module is None or leaf not in module._parameters:
+            raise CheckpointError(f"{name}: the model has no such parameter")
+        module.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
+
+    def _run(
+        self,
+        ids: Tensor,
+        layout: Layout,
+        layers: Sequence[LayerStreams],
+        cache: Cache | None,
+        mtp: bool,
+        hidden_states: bool,
+        wanted: Literal["all", "last"],
+    ) -> Output:
+        batch = self._batch(layout, ids)
+        streams = self._embed(ids)
+        states = []
+        for block, memory in zip(self.layers, layers, strict=True):
+            streams = block(streams, batch, memory)
+            if hidden_states:
+                states.append(streams)
+        if cache is not None:
+            self._remember(cache, ids, streams)
+        guesses = None
+        if mtp:
+            guesses = self._mtp(ids, streams, layout, cache, batch.routing)
+        logits = self._logits(streams[:, -1:] if wanted == "last" else streams)
+        kept = tuple(states) if hidden_states else None
+        return Output(logits, guesses, kept, tuple(batch.routing))
+
+    def _batch(self, layout: Layout, ids: Tensor) -> ForwardBatch:
+        if self._frequencies[0].device != ids.device:
+            self._frequencies = (self._frequencies[0].to(ids.device), self._frequencies[1].to(ids.device))
+        return ForwardBatch(layout, ids, self._frequencies)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        """[B, T] -> the n equal residual streams [B, T, n, D]."""
+        x = self.embed(ids).to(self.numerics.dtype)
+        return x.unsqueeze(-2).expand(*x.shape[:-1], self.config.hc_mult, x.shape[-1])
+
+    def _logits(self, streams: Tensor) -> Tensor:
+        x = self.norm(self.collapse(streams, self.config).float())
+        return kernels.linear(x, self.head.value(), self.head.scale).float()
+
+    def _remember(self, cache: Cache, ids: Tensor, streams: Tensor) -> None:
+        """Keep what the MTP block would need if it were asked next time."""
+        if cache.mtp is not None:
+            cache.mtp.history.reserve(cache.length, ids.shape[1])
+            cache.mtp.streams.extend(streams.flatten(-2))
+            cache.mtp.ids.extend(ids.unsqueeze(-1))
+
+    def _mtp(
+        self, ids: Tensor, streams: Tensor, layout: Layout, cache: Cache | None, routing: list[Routing]
+    ) -> Tensor:
+        if not self.mtp:
+            raise RequestError("mtp=True, but this checkpoint has no MTP block (num_nextn_predict_layers is 0)")
+        wanted = ids.shape[1] - 1 if cache is None or cache.length == 0 else ids.shape[1]
+        if wanted == 0:
+            return torch.empty(ids.shape[0], 0, self.config.vocab_size, device=ids.device)
+        memory = FRESH_LAYER
+        if cache is None:
+            layout = Layout([_without_last(row) for row in layout.rows], self.config.sliding_window, ids.device)
+            streams, following = streams[:, :-1], ids[:, 1:]
+        else:
+            assert cache.mtp is not None
+            segment = cache.mtp.segment(cache.length, ids.shape[1])
+            layout = Layout([[segment]] * cache.batch, self.config.sliding_window, ids.device)
+            streams, following = self._recall(cache, segment)
+            memory = cache.mtp.layer
+        batch = self._batch(layout, following)
+        batch.routing = routing
+        block = self.mtp[0]
+        assert isinstance(block, MtpBlock)
+        embedded = self.embed(following).to(self.numerics.dtype)
+        x = block.predict(streams, embedded, batch, memory)[:, -wanted:]
+        if cache is not None and cache.mtp is not None:
+            cache.mtp.length = cache.length + ids.shape[1] - 1
+        return kernels.linear(x.float(), self.head.value(), self.head.scale).float()
+
+    def _recall(self, cache: Cache, segment: Segment) -> tuple[Tensor, Tensor]:
+        """Streams at the segment's positions and the tokens after them, from the history."""
+        memory = cache.mtp
+        assert memory is not None and memory.streams.data is not None and memory.ids.data is not None
+        begin = segment.past - memory.history.start
+        here = slice(begin, begin + segment.new)
+        streams = memory.streams.data[:, here].unflatten(-1, (self.config.hc_mult, -1))
+        return streams, memory.ids.data[:, begin + 1 : begin + 1 + segment.new, 0]
+
+    def _check_ids(self, ids: Tensor, past: int) -> None:
+        if ids.dim() != 2 or ids.dtype != torch.int64 or ids.numel() == 0:
+            raise RequestError(
+                f"ids has shape {list(ids.shape)} and dtype {ids.dtype}; allowed: [B, T] int64, at least one token"
+            )
+        if past + ids.shape[1] > self.config.max_position_embeddings:
+            raise RequestError(
+                f"{past} + {ids.shape[1]} tokens exceed max_position_embeddings "
+                f"({self.config.max_position_embeddings}); shorten the prompt"
+            )
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.config.vocab_size:
+            raise RequestError(
+                f"ids range from {low} to {high}; allowed: 0 to {self.config.vocab_size - 1} (vocab_size - 1)"
+            )
+
+
+def _without_last(row: Sequence[Segment]) -> list[Segment]:
+    """The row's samples without its last token, which has no successor."""
+    *head, last = row
+    return [*head, Segment(past=0, new=last.new - 1)] if last.new > 1 else list(head)
