@@ -1,0 +1,59 @@
+"""Native kernels for CPUs: matrix products that read FP4 and FP8 weights as they are stored.
+
+`csrc/` is compiled into `_native` when the package is installed.  Where that did not happen (no compiler),
+`available()` is False, everything runs on the reference, and `describe()` says why.
+
+FOURFOLD_ISA      scalar, avx2 or avx512: that instruction set instead of the fastest; reference: none of them
+FOURFOLD_THREADS  threads that share a product; torch.get_num_threads() if not set
+"""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+import torch
+
+from fourfold.errors import KernelError
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The extension ready for use, or why there is none.  KernelError: an environment variable is wrong."""
+    wanted = os.environ.get("FOURFOLD_ISA", "")
+    if wanted == "reference":
+        return None, "FOURFOLD_ISA=reference"
+    try:
+        from fourfold.kernels.cpu import _native
+    except ImportError as error:
+        return None, f"the extension was not built when fourfold was installed (no C++ compiler?): {error}"
+    if not _native.bind(torch.Tensor):
+        return None, f"torch {torch.__version__} has no DLPack exchange interface (torch 2.13 has)"
+    if wanted and not _native.use_isa(wanted):
+        allowed = ", ".join((*_native.supported_isas(), "reference"))
+        raise KernelError(f"FOURFOLD_ISA={wanted} does not run on this machine; allowed: {allowed}")
+    _native.set_threads(_threads())
+    return _native, ""
+
+
+def _threads() -> int:
+    text = os.environ.get("FOURFOLD_THREADS", "")
+    if not text:
+        return torch.get_num_threads()
+    if not text.isdecimal() or int(text) < 1:
+        raise KernelError(f"FOURFOLD_THREADS={text} is not a number of threads; allowed: 1 and more")
+    return int(text)
+
+
+native, _reason = _load()
+
+
+def available() -> bool:
+    """True where the extension is built and usable."""
+    return native is not None
+
+
+def describe() -> dict[str, str | int]:
+    """isa ('reference' if none), threads, and reason: why the extension is not in use, empty if it is."""
+    if native is None:
+        return {"isa": "reference", "threads": torch.get_num_threads(), "reason": _reason}
+    return {"isa": native.isa(), "threads": native.threads(), "reason": ""}
