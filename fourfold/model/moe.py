@@ -28,7 +28,7 @@ class Gate(nn.Module):
         if hashed:
             # Token v goes to K different experts, evenly spread over the vocabulary.
             table = (torch.arange(config.vocab_size)[:, None] + torch.arange(k) * (experts // k)) % experts
-            self.tid2eid = nn.Parameter(table, requires_grad=False)
+            self.register_buffer("tid2eid", table)
         else:
             self.bias = nn.Parameter(torch.zeros(experts), requires_grad=False)
 

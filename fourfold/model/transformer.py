@@ -158,9 +158,12 @@ class Transformer(HeadCollapse):
             module = self.get_submodule(path)
         except AttributeError:
             module = None
-        if module is None or leaf not in module._parameters:
+        if module is not None and leaf in module._buffers:
+            module.register_buffer(leaf, tensor)
+        elif module is not None and leaf in module._parameters:
+            module.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
+        else:
             raise CheckpointError(f"{name}: the model has no such parameter")
-        module.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
 
     def _run(
         self,
