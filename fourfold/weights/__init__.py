@@ -1,0 +1,12 @@
+"""Checkpoints: names, number formats, reading, writing, making and inspecting them.
+
+names.py        which tensors a model has, and the official name <-> parameter table
+formats.py      float -> FP8 / FP4 storage, and FP4 -> FP8 without loss
+shards.py       the safetensors file format: headers checked, tensors read and written as a stream
+layout.py       a checkpoint folder checked against its config.json, from headers only
+load.py         validated checkpoint -> stored tensors, experts stacked
+export.py       the writer: official layout, sharded, atomic, with conversions
+synth.py        random checkpoints of any size in the official layout
+inspect.py      what a checkpoint is, from headers only
+hub.py          a folder or a Hugging Face repository id -> a folder
+"""

@@ -1,0 +1,130 @@
+"""Storage formats of a weight: what a header says, float -> FP8 / FP4, and FP4 -> FP8 without loss.
+
+FP8: e4m3, one e8m0 scale 2^ceil(log2(amax / 448)) per 128x128 block.  FP4: e2m1 in pairs, low nibble
+first, one e8m0 scale 2^ceil(log2(amax / 6)) per 32 values along I.  Rounding is to nearest, ties to even.
+Decoding is in fourfold.kernels.formats.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from fourfold.errors import CheckpointError
+from fourfold.kernels.formats import (
+    FP4_GROUP,
+    FP4_MAX,
+    FP8_BLOCK,
+    FP8_MAX,
+    decode_fp4,
+    decode_fp8,
+    power_of_two_scale,
+)
+
+Format = Literal["fp4", "fp8", "bf16", "f32", "int"]
+
+_E8M0_BIAS = 127
+_E8M0_NAN = 255
+_SMALLEST_SCALE, _LARGEST_SCALE = 2.0**-126, 2.0**127  # e8m0's 2^-127 is subnormal in float32: not used
+# A value belongs to the first code whose border it does not exceed.  A tie goes to the even code, which is
+# the lower one at every other border; at the others the border is a hair below the tie.
+_E2M1_BORDERS = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
+_E2M1_BORDERS[1::2] = torch.nextafter(_E2M1_BORDERS[1::2], torch.zeros(3))
+_LOSSLESS_SPREAD = 6  # powers of two between FP4 scales that one FP8 scale can absorb
+
+
+def encode_e8m0(scale: Tensor) -> Tensor:
+    """Float32 powers of two in e8m0's range -> float8_e8m0fnu of the same shape, exactly."""
+    _, exponent = torch.frexp(scale.to(torch.float32))
+    return (exponent - 1 + _E8M0_BIAS).to(torch.uint8).view(torch.float8_e8m0fnu)
+
+
+def is_e8m0(scale: Tensor) -> bool:
+    """True if every value of a float32 scale is a power of two that e8m0 holds."""
+    mantissa, exponent = torch.frexp(scale.to(torch.float32))
+    exponent = exponent - 1 + _E8M0_BIAS
+    return bool(((mantissa == 0.5) & (exponent >= 0) & (exponent < _E8M0_NAN)).all())
+
+
+def scale_shape(shape: tuple[int, ...], fmt: Format) -> tuple[int, ...] | None:
+    """Shape of the scale of a weight of logical `shape` [O, I]; None for formats without one."""
+    if fmt == "fp8":
+        return (-(-shape[0] // FP8_BLOCK), -(-shape[1] // FP8_BLOCK))
+    if fmt == "fp4":
+        return (shape[0], shape[1] // FP4_GROUP)
+    return None
+
+
+def encode_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight [..., O, I] float -> ([..., O, I] e4m3, [..., ceil(O/128), ceil(I/128)] e8m0)."""
+    rows, columns = weight.shape[-2:]
+    blocks = _in_blocks(weight.to(torch.float32))
+    scale = _scale(blocks.abs().amax((-3, -1)), FP8_MAX)
+    scaled = blocks / scale[..., :, None, :, None]
+    values = scaled.to(torch.float8_e4m3fn).flatten(-4, -3).flatten(-2)
+    return values[..., :rows, :columns].contiguous(), encode_e8m0(scale)
+
+
+def encode_fp4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight [..., O, I] float, I a multiple of 32 -> ([..., O, I/2] int8, [..., O, I/32] e8m0)."""
+    groups = _split(weight.to(torch.float32), -1, FP4_GROUP)
+    scale = _scale(groups.abs().amax(-1), FP4_MAX)
+    values = (groups / scale[..., None]).flatten(-2)
+    code = torch.bucketize(values.abs(), _E2M1_BORDERS, out_int32=True).to(torch.uint8)
+    code |= torch.signbit(values).to(torch.uint8) << 3
+    packed = code[..., 0::2] | (code[..., 1::2] << 4)
+    return packed.view(torch.int8), encode_e8m0(scale)
+
+
+def fp4_to_fp8(weight: Tensor, scale: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """The same values in FP8: weight [O, I/2] int8, scale [O, I/32] -> ([O, I] e4m3, [blocks] e8m0).
+
+    Raises CheckpointError naming tensor `name` and the first block whose FP4 scales differ by more than
+    2^6; such a block would lose values.  Groups of zeros have no say, whatever their scale.
+    """
+    values = decode_fp4(weight, scale)
+    exponent = torch.frexp(scale.to(torch.float32)).exponent.to(torch.float32)
+    used = _split(values, -1, FP4_GROUP).ne(0).any(-1)
+    high = _scale_blocks(exponent.where(used, -torch.inf), -torch.inf).amax((-3, -1))
+    low = _scale_blocks(exponent.where(used, torch.inf), torch.inf).amin((-3, -1))
+    wide = (high - low > _LOSSLESS_SPREAD).nonzero()
+    if len(wide):
+        row, column = wide[0].tolist()
+        rows, columns = (f"{FP8_BLOCK * i}-{FP8_BLOCK * (i + 1) - 1}" for i in (row, column))
+        spread = int((high - low)[row, column].item())
+        raise CheckpointError(
+            f"{name}: FP4 cannot become FP8 without loss in {len(wide)} of its 128x128 blocks, first rows "
+            f"{rows}, columns {columns}: the FP4 scales there differ by 2^{spread}; allowed: at most "
+            f"2^{_LOSSLESS_SPREAD}. Keep the experts in fp4 or export them as bf16"
+        )
+    encoded, block_scale = encode_fp8(values)
+    assert torch.equal(decode_fp8(encoded, block_scale), values), name
+    return encoded, block_scale
+
+
+def _scale(amax: Tensor, limit: float) -> Tensor:
+    # A block of zeros: any scale does; 1 keeps it out of the way of everything that looks at scales.
+    scale = power_of_two_scale(amax.where(amax > 0, limit), limit)
+    return scale.clamp(_SMALLEST_SCALE, _LARGEST_SCALE)
+
+
+def _split(x: Tensor, dim: int, size: int) -> Tensor:
+    return x.unflatten(dim, (-1, size))  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _in_blocks(x: Tensor) -> Tensor:
+    """[..., O, I] -> [..., ceil(O/128), 128, ceil(I/128), 128], padded with zeros."""
+    rows, columns = x.shape[-2:]
+    if rows % FP8_BLOCK or columns % FP8_BLOCK:
+        x = pad(x, (0, -columns % FP8_BLOCK, 0, -rows % FP8_BLOCK))
+    return _split(_split(x, -2, FP8_BLOCK), -1, FP8_BLOCK)
+
+
+def _scale_blocks(x: Tensor, fill: float) -> Tensor:
+    """FP4 scales [O, I/32] -> [ceil(O/128), 128, ceil(I/128), 4]: those inside each FP8 block."""
+    per_block = FP8_BLOCK // FP4_GROUP
+    x = pad(x, (0, -x.shape[1] % per_block, 0, -x.shape[0] % FP8_BLOCK), value=fill)
+    return _split(_split(x, -2, FP8_BLOCK), -1, per_block)

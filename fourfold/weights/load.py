@@ -1,0 +1,113 @@
+"""Checkpoint folder -> the model's tensors as they are stored, experts stacked, one after the other.
+
+Everything that headers can tell is checked before the first tensor is read.  Tensors are copied from the
+mapped files straight into their final storage, in file order; besides that storage no more than a chunk
+of a file is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fourfold.config import ModelConfig
+from fourfold.errors import CheckpointError
+from fourfold.weights.formats import encode_e8m0, is_e8m0
+from fourfold.weights.layout import Entry, check_layout
+from fourfold.weights.names import parameter_of, scale_name
+from fourfold.weights.progress import byte_progress
+from fourfold.weights.shards import Reader, Stored
+
+_MEMORY_DTYPES = {
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E8M0": torch.float8_e8m0fnu, "F4": torch.int8, "I8": torch.int8,
+    "BF16": torch.bfloat16, "F32": torch.float32, "I64": torch.int64, "I32": torch.int32,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A stored tensor and where it goes: `parameter`, whole or as row `expert` of it."""
+
+    stored: Stored
+    parameter: str
+    expert: int | None
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def read_checkpoint(
+    path: Path | str, config: ModelConfig, device: torch.device | str = "cpu", progress: bool = True
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield (parameter name, tensor on `device`) for every parameter and scale, each once.
+
+    Names and dtypes: FP8 weights float8_e4m3fn [O, I], FP4 weights int8 [O, I/2] whatever their spelling on
+    disk; their `.scale` float8_e8m0fnu, or float32 where it is stored so and not all powers of two; bf16 and
+    float32 as stored; tid2eid int64.  Routed experts are stacked, [E, ...].
+    Raises CheckpointError, before the first tensor for all that headers can tell.
+    """
+    entries = check_layout(Path(path), config)
+    items = sorted(_items(entries), key=lambda item: (item.stored.file, item.stored.start))
+    total = sum(item.stored.nbytes for item in items)
+    stacks: dict[str, tuple[Tensor, int]] = {}
+    with Reader() as reader, byte_progress("loading", total, show=progress) as advance:
+        for item in items:
+            if item.expert is None:
+                tensor = torch.empty(item.shape, dtype=item.dtype, device=device)
+                reader.copy(item.stored, tensor, advance)
+                yield item.parameter, _finish(item, tensor, config)
+                continue
+            if item.parameter not in stacks:
+                shape = (config.n_routed_experts, *item.shape)
+                stacks[item.parameter] = (torch.empty(shape, dtype=item.dtype, device=device), 0)
+            stack, filled = stacks[item.parameter]
+            reader.copy(item.stored, stack[item.expert], advance)
+            stacks[item.parameter] = (stack, filled + 1)
+            if filled + 1 == config.n_routed_experts:
+                del stacks[item.parameter]
+                yield item.parameter, _finish(item, stack, config)
+    assert not stacks
+
+
+def read_tensor(reader: Reader, stored: Stored, entry: Entry) -> Tensor:
+    """One weight or scale of a checked layout, on the CPU, in the dtype it has in memory."""
+    item = _item(entry, stored)
+    return reader.copy(stored, torch.empty(item.shape, dtype=item.dtype))
+
+
+def _items(entries: dict[str, Entry]) -> Iterator[_Item]:
+    for entry in entries.values():
+        yield _item(entry, entry.weight)
+        if entry.scale is not None:
+            yield _item(entry, entry.scale)
+
+
+def _item(entry: Entry, stored: Stored) -> _Item:
+    is_scale = stored is entry.scale
+    parameter, expert = parameter_of(scale_name(entry.name) if is_scale else entry.name)
+    shape = stored.shape
+    if stored.dtype == "F4":  # counted in values on disk, in pairs in memory
+        shape = (*shape[:-1], shape[-1] // 2)
+    # U8 is a spelling of two types, told apart by what the tensor is.
+    dtype = _MEMORY_DTYPES.get(stored.dtype, torch.float8_e8m0fnu if is_scale else torch.int8)
+    return _Item(stored, parameter, expert, dtype, shape)
+
+
+def _finish(item: _Item, tensor: Tensor, config: ModelConfig) -> Tensor:
+    """The parameter as the model keeps it; checks the values that could make every answer nonsense."""
+    if item.parameter.endswith(".scale"):
+        values = tensor.to(torch.float32)
+        if not bool((torch.isfinite(values) & (values > 0)).all()):
+            raise CheckpointError(
+                f"{item.stored}: scales that are not finite numbers above 0 in {item.parameter}"
+            )
+        return encode_e8m0(values) if tensor.dtype == torch.float32 and is_e8m0(values) else tensor
+    if item.parameter.endswith(".tid2eid"):
+        if not bool(((tensor >= 0) & (tensor < config.n_routed_experts)).all()):
+            allowed = f"0 to {config.n_routed_experts - 1}"
+            raise CheckpointError(f"{item.stored}: expert numbers out of range; allowed: {allowed}")
+        return tensor.to(torch.int64)
+    return tensor
