@@ -163,7 +163,8 @@ class Teacher:
         H, G, C = config.heads, config.kv_heads, config.head_width
         S = int(positions.max()) + 1
         everything = B == self.rows
-        mask = (positions[:, :, None] >= torch.arange(S))[:, None]  # [B, 1, T, S]
+        stored = torch.arange(S)
+        mask = (stored <= positions[:, :, None])[:, None]  # [B, 1, T, S]
         cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
         where = (slots[:, None, None], torch.arange(G)[None, :, None], positions[:, None, :])
         x = self.embedding[ids]

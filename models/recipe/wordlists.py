@@ -62,8 +62,8 @@ study swim swing share travel walk whistle win write
 """)
 
 PETS = words(
-    "bird bunny cat chick dog duck fish frog goat goldfish hamster horse
-kitten lamb lizard mouse parrot pig pony puppy rabbit snail turtle"
+    "bird bunny cat chick dog duck fish frog goat goldfish hamster horse "
+    "kitten lamb lizard mouse parrot pig pony puppy rabbit snail turtle"
 )
 
 ADJECTIVES = words("""
