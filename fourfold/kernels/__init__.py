@@ -2,12 +2,14 @@
 
 A chip is a module with functions of the same names; `reference` has all of them in plain torch and is the
 truth.  The device of the first argument chooses, in one table lookup; the model never asks.  Shapes use the
-letters of docs/notation.md.  Operations without a chip's own kernel run on the reference, and `table()` says so.
+letters of docs/notation.md.  Operations without a chip's own kernel run on the reference, and `table()` says
+so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -60,6 +62,22 @@ def unregister(device: str) -> None:
     _NOTES.pop(device, None)
 
 
+@contextmanager
+def replaced(device: str, operations: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """For the length of a `with`, run `operations` on tensors of `device` and all others on the reference.
+
+    Training needs this: the reference has derivatives, a chip's own kernels need not.
+    """
+    before = _TABLES.get(device)
+    _TABLES[device] = {**_REFERENCE, **operations}
+    try:
+        yield
+    finally:
+        _TABLES.pop(device)
+        if before is not None:
+            _TABLES[device] = before
+
+
 def table(device: str) -> dict[str, str]:
     """Operation -> what runs it on this device type: 'reference', or the chip's own note."""
     notes = _NOTES.get(device, {})
@@ -80,7 +98,8 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def grouped_linear(x: Tensor, weight: Tensor, scale: Tensor | None, groups: int) -> Tensor:
-    """One matrix per group: y[..., g, :] = x[..., g, :] · W_gᵀ.  x [..., G, I], weight [G·O, I] -> [..., G, O].
+    """One matrix per group: y[..., g, :] = x[..., g, :] · W_gᵀ.  x [..., G, I], weight [G·O, I] -> [..., G,
+    O].
 
     V4 report 2.3.1, the grouped output projection.
     """
@@ -125,9 +144,7 @@ def route_topk(
     return _impl("route_topk", x)(x, weight, bias, k, scaling)
 
 
-def route_hash(
-    x: Tensor, weight: Tensor, chosen: Tensor, scaling: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def route_hash(x: Tensor, weight: Tensor, chosen: Tensor, scaling: float) -> tuple[Tensor, Tensor, Tensor]:
     """The experts are given by token id; only their weights come from the scores.
 
     x [N, D], weight [E, D], chosen [N, K] int64 -> as route_topk.  V4 report 2.1, hash routing.
@@ -157,15 +174,17 @@ def pool(values: Tensor, scores: Tensor) -> Tensor:
 
 
 def hadamard(x: Tensor) -> Tensor:
-    """x · H · n^-½ with H the n×n Sylvester-Hadamard matrix, n = last dim, a power of two.  V4 report 2.3.1."""
+    """x · H · n^-½ with H the n×n Sylvester-Hadamard matrix, n = last dim, a power of two.  V4 report
+    2.3.1."""
     return _impl("hadamard", x)(x)
 
 
 def index_topk(q: Tensor, weights: Tensor, keys: Tensor, visible: Tensor, k: int) -> Tensor:
     """The k visible entries with the largest Σ_h weights[h]·relu(q[h]·key), ascending, -1 where fewer exist.
 
-    q [B, T, H, C]; weights [B, T, H] f32; keys [B, S, C]; visible [B, T, 2] int64, the range of entries that a
-    query may see; returns [B, T, k] int64.  Equal scores go to the lower entry.  V4 report 2.3.1, eq. 16-17.
+    q [B, T, H, C]; weights [B, T, H] f32; keys [B, S, C]; visible [B, T, 2] int64, the range of entries that
+    a query may see; returns [B, T, k] int64.  Equal scores go to the lower entry.  V4 report 2.3.1, eq.
+    16-17.
     """
     return _impl("index_topk", q)(q, weights, keys, visible, k)
 
@@ -183,8 +202,8 @@ def sparse_attention(
     """Softmax attention of all heads over one shared key-value vector, with a sink logit of value zero.
 
     q [B, T, H, C]; window [B, L, C] and window_range [B, T, 2] int64: rows start..end-1 are seen;
-    entries [B, S, C] are seen by entry_range [B, T, 2] or, if given, by entry_index [B, T, K] int64 (-1: none);
-    sink [H] f32; returns [B, T, H, C] in the dtype of q, sums in float32.  V4 report 2.3.1, eq. 18-19.
+    entries [B, S, C] are seen by entry_range [B, T, 2] or, if given, by entry_index [B, T, K] int64 (-1:
+    none); sink [H] f32; returns [B, T, H, C] in the dtype of q, sums in float32.  V4 report 2.3.1, eq. 18-19.
     """
     return _impl("sparse_attention", q)(
         q, window, window_range, entries, entry_range, entry_index, sink, scale
@@ -210,24 +229,28 @@ def hc_pre(
 
 
 def hc_post(output: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
-    """X'[k] = post[k]·output + Σ_j comb[j, k]·X[j].  output [B, T, D], streams [B, T, n, D].  V4 report 2.2."""
+    """X'[k] = post[k]·output + Σ_j comb[j, k]·X[j].  output [B, T, D], streams [B, T, n, D].  V4 report
+    2.2."""
     return _impl("hc_post", streams)(output, streams, post, comb)
 
 
 def hc_head(
     streams: Tensor, fn: Tensor, scale: Tensor, base: Tensor, *, norm_eps: float, eps: float
 ) -> Tensor:
-    """Collapse the streams: Σ_j pre[j]·X[j].  fn [n, nD], scale [1], base [n] -> [B, T, D].  V4 report 2.2."""
+    """Collapse the streams: Σ_j pre[j]·X[j].  fn [n, nD], scale [1], base [n] -> [B, T, D].  V4 report
+    2.2."""
     return _impl("hc_head", streams)(streams, fn, scale, base, norm_eps=norm_eps, eps=eps)
 
 
 def round_fp8(x: Tensor, group: int) -> Tensor:
-    """x on the FP8 e4m3 grid, one power-of-two scale per `group` values of the last dim.  Same shape, dtype."""
+    """x on the FP8 e4m3 grid, one power-of-two scale per `group` values of the last dim.  Same shape,
+    dtype."""
     return _impl("round_fp8", x)(x, group)
 
 
 def round_fp4(x: Tensor, group: int) -> Tensor:
-    """x on the FP4 e2m1 grid, one power-of-two scale per `group` values of the last dim.  Same shape, dtype."""
+    """x on the FP4 e2m1 grid, one power-of-two scale per `group` values of the last dim.  Same shape,
+    dtype."""
     return _impl("round_fp4", x)(x, group)
 
 

@@ -1,7 +1,8 @@
 """Reference attention and index selection: exact, and linear in memory whatever the context.
 
 Queries go in blocks.  A block looks at the union of its rows' ranges, a short slice of the window and the
-prefix of the compressed entries, under a mask; only where an indexer chose few of many entries are they gathered.
+prefix of the compressed entries, under a mask; only where an indexer chose few of many entries are they
+gathered.
 """
 
 from __future__ import annotations

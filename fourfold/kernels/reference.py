@@ -91,7 +91,9 @@ def experts(
     amounts = weights.flatten()[order].unsqueeze(-1)
     y = torch.zeros(x.shape[0], w2.shape[1], dtype=torch.float32, device=x.device)
     begin = 0
-    for expert, count in zip(*(v.tolist() for v in chosen.unique_consecutive(return_counts=True)), strict=True):
+    for expert, count in zip(
+        *(v.tolist() for v in chosen.unique_consecutive(return_counts=True)), strict=True
+    ):
         part = slice(begin, begin + count)
         begin += count
         rows = x[tokens[part]]
@@ -123,9 +125,7 @@ def route_topk(
     return indices, _weigh(scores, indices, scaling), scores
 
 
-def route_hash(
-    x: Tensor, weight: Tensor, chosen: Tensor, scaling: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def route_hash(x: Tensor, weight: Tensor, chosen: Tensor, scaling: float) -> tuple[Tensor, Tensor, Tensor]:
     scores = _scores(x, weight)
     return chosen, _weigh(scores, chosen, scaling), scores
 

@@ -18,8 +18,8 @@ from fourfold.model.numerics import Numerics
 class Attention(nn.Module):
     """Many query heads, one shared key-value vector, partial RoPE that the output turns back, a sink logit.
 
-    ratio 0: sliding window (SWA); kind "csa": window + entries chosen by the indexer; kind "hca": window + all
-    entries.  V4 report 2.3.
+    ratio 0: sliding window (SWA); kind "csa": window + entries chosen by the indexer; kind "hca": window +
+    all entries.  V4 report 2.3.
     """
 
     def __init__(self, config: ModelConfig, kind: str, ratio: int, numerics: Numerics) -> None:
@@ -66,7 +66,8 @@ class Attention(nn.Module):
     def _compressed(
         self, x: Tensor, qr: Tensor, batch: ForwardBatch, streams: LayerStreams
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Entries [B, S, C], the range each query sees, and the indexer's choice among them if it made one."""
+        """Entries [B, S, C], the range each query sees, and the indexer's choice among them if it made
+        one."""
         if self.compressor is None:
             return None, None, None
         chosen = None if self.indexer is None else self.indexer(x, qr, batch, streams)

@@ -25,7 +25,9 @@ _INIT_STAY = 4.0
 class Block(nn.Module):
     """X = mHC(attention); X = mHC(MoE), on n residual streams X [B, T, n, D].  V4 report 2.2."""
 
-    def __init__(self, config: ModelConfig, kind: str, ratio: int, numerics: Numerics, *, hashed: bool) -> None:
+    def __init__(
+        self, config: ModelConfig, kind: str, ratio: int, numerics: Numerics, *, hashed: bool
+    ) -> None:
         super().__init__()
         n, width = config.hc_mult, config.hidden_size
         self.config = config
@@ -64,7 +66,8 @@ class Block(nn.Module):
 
 
 class HeadCollapse(nn.Module):
-    """Mixin of the modules that end in logits: the streams become one, under the checkpoint's hc_head_* names."""
+    """Mixin of the modules that end in logits: the streams become one, under the checkpoint's hc_head_*
+    names."""
 
     def _add_head_collapse(self, config: ModelConfig) -> None:
         n = config.hc_mult
@@ -90,8 +93,8 @@ def _even_share(n: int) -> float:
 
 
 def _mixing_parameters(n: int, width: int) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
-    """fn [(2+n)n, nD], base [(2+n)n], scale [3].  A fresh block reads the streams' mean, adds its output to each
-    of them once, and leaves each stream nearly to itself.
+    """fn [(2+n)n, nD], base [(2+n)n], scale [3].  A fresh block reads the streams' mean, adds its output to
+    each of them once, and leaves each stream nearly to itself.
     """
     base = torch.cat(
         [torch.full((n,), _even_share(n)), torch.zeros(n), (torch.eye(n) * _INIT_STAY).flatten()]

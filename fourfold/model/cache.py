@@ -1,8 +1,8 @@
 """The KV cache of a batch of equally long sequences, and how a call reads and extends it.
 
 Per layer: the last W window entries, and in compressed layers the pending inputs of the open block plus all
-finished entries (and the same for the index keys).  A margin of older rows is kept, so that the last tokens can
-be taken back as if they had never been seen.  V4 report 3.6.
+finished entries (and the same for the index keys).  A margin of older rows is kept, so that the last tokens
+can be taken back as if they had never been seen.  V4 report 3.6.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class Cache:
 
     def __init__(self, config: ModelConfig, batch: int = 1, max_rollback: int = DEFAULT_MAX_ROLLBACK) -> None:
         if batch < 1 or max_rollback < 0:
-            raise CacheError(f"batch is {batch}, max_rollback is {max_rollback}; allowed: at least 1 and at least 0")
+            raise CacheError(
+                f"batch is {batch}, max_rollback is {max_rollback}; allowed: at least 1 and at least 0"
+            )
         self.config = config
         self.batch = batch
         self.length = 0
@@ -129,7 +131,8 @@ class MtpMemory:
         self.ids = self.history.new_stream(batch)
 
     def segment(self, past: int, new: int) -> Segment:
-        """Positions to run now that the main model has seen past + new tokens: all that a window still needs."""
+        """Positions to run now that the main model has seen past + new tokens: all that a window still
+        needs."""
         first = max(self.length, past - self.reach, self.history.start)
         if first > self.length:
             self.window.restart(first)

@@ -29,7 +29,8 @@ class Indexer(nn.Module):
         self.compressor = Compressor(config, ratio, self.width, overlapping=True)
 
     def forward(self, x: Tensor, qr: Tensor, batch: ForwardBatch, streams: LayerStreams) -> Tensor | None:
-        """x [B, T, D], qr [B, T, q_lora_rank] -> entries [B, T, K] int64, -1 padded; None when all are kept."""
+        """x [B, T, D], qr [B, T, q_lora_rank] -> entries [B, T, K] int64, -1 padded; None when all are
+        kept."""
         keys = self.numerics.index(kernels.hadamard(self.compressor(x, batch, streams.index_tail)))
         keys = streams.index_entries.extend(keys)
         blocks = batch.layout.blocks(self.ratio, overlapping=True)

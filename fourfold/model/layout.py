@@ -65,13 +65,15 @@ class Layout:
         held = [[s.past + s.new - s.window_start for s in row] for row in rows]
         starts = [s.window_start for s in self._segments]
         shift = self._per_token([o - s for o, s in zip(_offsets(held), starts, strict=True)])
-        # Only an MTP block that catches up starts in the middle; its first outputs, short of a window, go unused.
+        # Only an MTP block that catches up starts in the middle; its first outputs, short of a window, go
+        # unused.
         low = torch.maximum(self.positions - window + 1, self._per_token(starts))
         self.window_range = torch.stack([low + shift, self.positions + 1 + shift], dim=-1)
         self._blocks: dict[tuple[int, bool], Blocks] = {}
 
     def blocks(self, ratio: int, overlapping: bool) -> Blocks:
-        """The blocks of `ratio` tokens that this call completes; overlapping ones span the one before, too."""
+        """The blocks of `ratio` tokens that this call completes; overlapping ones span the one before,
+        too."""
         key = (ratio, overlapping)
         if key not in self._blocks:
             self._blocks[key] = self._find_blocks(ratio, overlapping)
@@ -94,9 +96,7 @@ class Layout:
                 at += len(numbers)
                 offset += s.past + s.new - start
         visible = self._visible(ratio)
-        return Blocks(
-            tokens.to(self.device), positions.to(self.device), visible, self._most_visible(ratio)
-        )
+        return Blocks(tokens.to(self.device), positions.to(self.device), visible, self._most_visible(ratio))
 
     def _visible(self, ratio: int) -> Tensor:
         base = self._per_token(_offsets([[s.entries(ratio) for s in row] for row in self.rows]))

@@ -28,7 +28,9 @@ class MtpBlock(Block, HeadCollapse):
         self.norm = RMSNorm(width, eps)
         self._add_head_collapse(config)
 
-    def predict(self, streams: Tensor, next_embedding: Tensor, batch: ForwardBatch, memory: LayerStreams) -> Tensor:
+    def predict(
+        self, streams: Tensor, next_embedding: Tensor, batch: ForwardBatch, memory: LayerStreams
+    ) -> Tensor:
         """streams [B, T, n, D], next_embedding [B, T, D] -> [B, T, D] for the shared head."""
         embedded = self.e_proj(self.enorm(next_embedding)).unsqueeze(-2)
         mixed = embedded + self.h_proj(self.hnorm(streams))

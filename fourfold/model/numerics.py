@@ -1,4 +1,5 @@
-"""Which roundings a forward pass makes: none ("exact") or those the published model was trained with ("deployed")."""
+"""Which roundings a forward pass makes: none ("exact") or those the published model was trained with
+("deployed")."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ _KV_GROUP = 64
 @dataclass(frozen=True)
 class Numerics:
     """exact: float32 mathematics of the stored weights.  deployed: bf16 between operations, FP8 inputs of
-    packed linears (groups of 128), FP8 non-RoPE dims of the KV cache (groups of 64), FP4 index queries and keys.
-    V4 report 2.3.4 and 3.4.
+    packed linears (groups of 128), FP8 non-RoPE dims of the KV cache (groups of 64), FP4 index queries and
+    keys. V4 report 2.3.4 and 3.4.
     """
 
     name: str

@@ -11,7 +11,8 @@ from fourfold.config import ModelConfig, YarnConfig
 
 
 def inverse_frequencies(config: ModelConfig, *, compressed: bool) -> Tensor:
-    """[R/2] float32.  Layers of ratio 0 use rope_theta alone; compressed layers compress_rope_theta with YaRN."""
+    """[R/2] float32.  Layers of ratio 0 use rope_theta alone; compressed layers compress_rope_theta with
+    YaRN."""
     width = config.qk_rope_head_dim
     theta = config.compress_rope_theta if compressed else config.rope_theta
     frequencies = 1.0 / theta ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
@@ -36,7 +37,8 @@ def _keep_ramp(width: int, theta: float, yarn: YarnConfig) -> Tensor:
 
 
 def cos_sin(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of position · frequency, [..., R/2] float32; YaRN's mscale is not applied (as published)."""
+    """cos and sin of position · frequency, [..., R/2] float32; YaRN's mscale is not applied (as
+    published)."""
     # The float32 product is what the model was trained with, also where it is coarse (beyond 10^5).
     angles = positions.to(torch.float32).unsqueeze(-1) * frequencies
     return angles.cos(), angles.sin()

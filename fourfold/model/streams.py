@@ -15,7 +15,8 @@ from torch import Tensor
 
 
 class KVStream(Protocol):
-    """What a layer needs: append the rows of this call, get the buffer that the layout's indices point into."""
+    """What a layer needs: append the rows of this call, get the buffer that the layout's indices point
+    into."""
 
     def extend(self, rows: Tensor) -> Tensor:
         """rows [B, T, D] -> [B, L, D], held rows first."""

@@ -14,7 +14,15 @@ from fourfold.config import ModelConfig
 from fourfold.errors import CacheError, CheckpointError, ConfigError, RequestError
 from fourfold.model.batch import ForwardBatch, Routing
 from fourfold.model.block import Block, HeadCollapse
-from fourfold.model.cache import DEFAULT_MAX_ROLLBACK, FRESH_LAYER, Cache, LayerStreams, fresh_layers, join, layout_of
+from fourfold.model.cache import (
+    DEFAULT_MAX_ROLLBACK,
+    FRESH_LAYER,
+    Cache,
+    LayerStreams,
+    fresh_layers,
+    join,
+    layout_of,
+)
 from fourfold.model.layout import Layout, Segment, packed_rows
 from fourfold.model.linear import INIT_STD, RMSNorm, StoredWeight
 from fourfold.model.mtp import MtpBlock
@@ -29,8 +37,8 @@ if TYPE_CHECKING:
 class Output:
     """logits [B, T, V] float32 (T = 1 when only the last were asked for).
 
-    mtp_logits [B, t, V] float32 or None: the last of them guesses the token after the last one given, from the
-    position before it; there is one for every given token that has a predecessor.
+    mtp_logits [B, t, V] float32 or None: the last of them guesses the token after the last one given, from
+    the position before it; there is one for every given token that has a predecessor.
     hidden_states: the residual streams [B, T, n, D] after each block, or None.
     routing: how each score-routed MoE layer chose, when training.
     """
@@ -120,12 +128,37 @@ class Transformer(HeadCollapse):
         cache.length += ids.shape[1]
         return output
 
+    def hidden(
+        self, ids: Tensor, segments: Tensor, *, mtp: bool = False
+    ) -> tuple[Tensor, Tensor | None, tuple[Routing, ...]]:
+        """What the head turns into logits, for losses that never hold all logits of a batch.
+
+        ids, segments [B, T] int64 as in `forward`; returns hidden [B, T, D], the same of the MTP block (it
+        guesses the token after the next; undefined at the last token of a sample) or None, and the routing
+        when training.
+        """
+        layout = Layout(packed_rows(segments), self.config.sliding_window, ids.device)
+        batch = self._batch(layout, ids)
+        streams = self._embed(ids)
+        for block, memory in zip(self.layers, fresh_layers(self.config), strict=True):
+            streams = block(streams, batch, memory)
+        guess = None
+        if mtp:
+            block = self.mtp[0]
+            assert isinstance(block, MtpBlock)
+            following = ids.roll(-1, dims=1)
+            after = self._batch(layout, following)
+            after.routing = batch.routing
+            embedded = self.embed(following).to(self.numerics.dtype)
+            guess = block.predict(streams, embedded, after, FRESH_LAYER)
+        return self.norm(self.collapse(streams, self.config)), guess, tuple(batch.routing)
+
     @torch.no_grad()
     def packed(self, ids: Sequence[Tensor], caches: Sequence[Cache]) -> list[Tensor]:
         """The next tokens of several sequences of any lengths in one pass.
 
-        ids: one [T_i] int64 tensor a sequence; caches: one of batch 1 each, all different.  Returns the logits
-        [T_i, V] of each.  RequestError, CacheError as in `forward`.
+        ids: one [T_i] int64 tensor a sequence; caches: one of batch 1 each, all different.  Returns the
+        logits [T_i, V] of each.  RequestError, CacheError as in `forward`.
         """
         if not ids or len(ids) != len(caches) or any(c.batch != 1 for c in caches):
             raise CacheError(
@@ -216,13 +249,17 @@ class Transformer(HeadCollapse):
         self, ids: Tensor, streams: Tensor, layout: Layout, cache: Cache | None, routing: list[Routing]
     ) -> Tensor:
         if not self.mtp:
-            raise RequestError("mtp=True, but this checkpoint has no MTP block (num_nextn_predict_layers is 0)")
+            raise RequestError(
+                "mtp=True, but this checkpoint has no MTP block (num_nextn_predict_layers is 0)"
+            )
         wanted = ids.shape[1] - 1 if cache is None or cache.length == 0 else ids.shape[1]
         if wanted == 0:
             return torch.empty(ids.shape[0], 0, self.config.vocab_size, device=ids.device)
         memory = FRESH_LAYER
         if cache is None:
-            layout = Layout([_without_last(row) for row in layout.rows], self.config.sliding_window, ids.device)
+            layout = Layout(
+                [_without_last(row) for row in layout.rows], self.config.sliding_window, ids.device
+            )
             streams, following = streams[:, :-1], ids[:, 1:]
         else:
             assert cache.mtp is not None
@@ -243,7 +280,9 @@ class Transformer(HeadCollapse):
     def _recall(self, cache: Cache, segment: Segment) -> tuple[Tensor, Tensor]:
         """Streams at the segment's positions and the tokens after them, from the history."""
         memory = cache.mtp
-        assert memory is not None and memory.streams.data is not None and memory.ids.data is not None
+        assert memory is not None
+        assert memory.streams.data is not None
+        assert memory.ids.data is not None
         begin = segment.past - memory.history.start
         here = slice(begin, begin + segment.new)
         streams = memory.streams.data[:, here].unflatten(-1, (self.config.hc_mult, -1))
@@ -252,7 +291,8 @@ class Transformer(HeadCollapse):
     def _check_ids(self, ids: Tensor, past: int) -> None:
         if ids.dim() != 2 or ids.dtype != torch.int64 or ids.numel() == 0:
             raise RequestError(
-                f"ids has shape {list(ids.shape)} and dtype {ids.dtype}; allowed: [B, T] int64, at least one token"
+                f"ids has shape {list(ids.shape)} and dtype {ids.dtype}; "
+                "allowed: [B, T] int64, at least one token"
             )
         if past + ids.shape[1] > self.config.max_position_embeddings:
             raise RequestError(

@@ -1,7 +1,7 @@
 """However a sequence is cut, batched, packed or taken back, its logits are the same.
 
-Within float32: sums of other shapes round otherwise.  1e-4 of the logits' standard deviation is 30 times what is
-seen here and far below what one missing window entry does (over 1e-2, see the last test).
+Within float32: sums of other shapes round otherwise.  1e-4 of the logits' standard deviation is 30 times what
+is seen here and far below what one missing window entry does (over 1e-2, see the last test).
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def test_rollback_is_never_having_seen(tiny: Transformer, seen: int, k: int) -> 
     out = tiny(ids[:, seen:], cache=cache, mtp=True)
     expected = tiny(ids, mtp=True)
     assert_same(out.logits, expected.logits[:, seen:])
-    assert out.mtp_logits is not None and expected.mtp_logits is not None
+    assert out.mtp_logits is not None
+    assert expected.mtp_logits is not None
     assert_same(out.mtp_logits, expected.mtp_logits[:, seen - 1 :])
 
 
@@ -176,7 +177,8 @@ def test_cache_of_another_batch_is_refused(tiny: Transformer) -> None:
 
 @pytest.mark.parametrize("ratio", [0, 4, 16])
 def test_these_tests_would_notice(tiny: Transformer, ratio: int) -> None:
-    """A changed token just inside what only one mechanism can see moves the last logits far beyond the bound."""
+    """A changed token just inside what only one mechanism can see moves the last logits far beyond the
+    bound."""
     ids = tokens(64)
     reach = {0: TINY.sliding_window - 1, 4: TINY.sliding_window + 3, 16: 60}[ratio]
     other = ids.clone()
@@ -192,7 +194,9 @@ def test_gradients_reach_every_trained_parameter() -> None:
     out = model(tokens(40, batch=2), mtp=True)
     assert out.mtp_logits is not None
     (out.logits.square().mean() + out.mtp_logits.square().mean()).backward()
-    without = {n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())}
+    without = {
+        n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
+    }
     # Top-k passes no gradient: the indexer has a loss of its own.
     assert {n for n in without if ".indexer." not in n} == set()
     assert len(out.routing) == 5

@@ -1,6 +1,7 @@
 """The published reference's numbers on the golden checkpoint, float32, nothing rounded.
 
-The bound is 1e-4 of the logits' standard deviation; the reference's own prefill and decode differ by 4e-6 of it.
+The bound is 1e-4 of the logits' standard deviation; the reference's own prefill and decode differ by 4e-6 of
+it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def relative(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).abs().max() / expected.std())
 
 
-def test_prefill_then_every_decode_step_and_the_mtp_guess(model: Transformer, golden: dict[str, Tensor]) -> None:
+def test_prefill_then_every_decode_step_and_the_mtp_guess(
+    model: Transformer, golden: dict[str, Tensor]
+) -> None:
     ids, expected, prefill = golden["input_ids"], golden["logits"], int(golden["prefill"])
     cache = model.new_cache()
     out = model(ids[:, :prefill], cache=cache, hidden_states=True)

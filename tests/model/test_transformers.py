@@ -1,6 +1,7 @@
 """transformers' own DeepSeek-V4, loaded from the same checkpoint in float32, computes the same logits.
 
-It is an independent implementation.  The bound is the golden vectors' own: 1e-4 of the logits' standard deviation.
+It is an independent implementation.  The bound is the golden vectors' own: 1e-4 of the logits' standard
+deviation.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from tests.model.conftest import TINY, build, tokens
 transformers = pytest.importorskip("transformers", reason="install the dev extra")
 BOUND = 1e-4
 
-# Few index heads often score 0 for several entries (every relu closed). Such ties are arbitrary in transformers and
-# in the published reference, and ours by rule; with many heads there are none, and the choice can be compared.
+# Few index heads often score 0 for several entries (every relu closed). Such ties are arbitrary in
+# transformers and in the published reference, and ours by rule; with many heads there are none, and the
+# choice can be compared.
 BASE = replace(TINY, index_n_heads=32)
 
 CONFIGS = {
