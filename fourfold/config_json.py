@@ -64,7 +64,7 @@ _IGNORED = frozenset(
         "torch_dtype", "transformers_version", "use_cache",
     )
 )  # fmt: skip
-_QUANTIZATION_FIXED: dict[str, Any] = {
+QUANTIZATION: dict[str, Any] = {
     "quant_method": "fp8",
     "fmt": "e4m3",
     "activation_scheme": "dynamic",
@@ -104,7 +104,7 @@ def write_config(values: Mapping[str, Any]) -> dict[str, Any]:
     if values["expert_dtype"] is not None:
         data["expert_dtype"] = values["expert_dtype"]
     if values["expert_dtype"] in (None, "fp4", "fp8"):
-        data["quantization_config"] = dict(_QUANTIZATION_FIXED)
+        data["quantization_config"] = dict(QUANTIZATION)
     return data
 
 
@@ -135,7 +135,7 @@ def _real(data: Mapping[str, Any], key: str) -> float:
 
 def _object(value: Any, key: str) -> Mapping[str, Any]:
     require(isinstance(value, Mapping), key, value, "an object")
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def _check_fixed(data: Mapping[str, Any], fixed: Mapping[str, Any], prefix: str = "") -> None:
@@ -295,10 +295,10 @@ def _read_quantization(data: Mapping[str, Any]) -> str | None:
     expert_dtype = data.get("expert_dtype")
     if data.get("quantization_config") is not None:
         quantization = _object(data["quantization_config"], "quantization_config")
-        known = {*_QUANTIZATION_FIXED, *_QUANTIZATION_IGNORED, "expert_dtype"}
+        known = {*QUANTIZATION, *_QUANTIZATION_IGNORED, "expert_dtype"}
         if unknown := sorted(quantization.keys() - known):
             raise ConfigError(f"unknown keys in quantization_config: {', '.join(unknown)}")
-        _check_fixed(quantization, _QUANTIZATION_FIXED, "quantization_config.")
+        _check_fixed(quantization, QUANTIZATION, "quantization_config.")
         inner = quantization.get("expert_dtype")
         if inner is not None and expert_dtype is not None:
             _agree("expert_dtype", expert_dtype, "quantization_config.expert_dtype", inner)

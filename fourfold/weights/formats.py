@@ -112,7 +112,7 @@ def _scale(amax: Tensor, limit: float) -> Tensor:
 
 
 def _split(x: Tensor, dim: int, size: int) -> Tensor:
-    return x.unflatten(dim, (-1, size))  # type: ignore[no-untyped-call, no-any-return]
+    return x.unflatten(dim, (-1, size))
 
 
 def _in_blocks(x: Tensor) -> Tensor:

@@ -1,0 +1,187 @@
+"""What a checkpoint is: layers, parameters, bytes by format, KV cache; from headers or config alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fourfold.config import ModelConfig
+from fourfold.config_json import KINDS
+from fourfold.kernels.formats import FP4_GROUP
+from fourfold.weights.formats import Format, scale_shape
+from fourfold.weights.hub import resolve
+from fourfold.weights.layout import INDEX, SINGLE, check_layout
+from fourfold.weights.names import Kind, checkpoint_spec
+
+KV_LENGTHS = {"1k": 1 << 10, "128k": 1 << 17, "1M": 1 << 20}
+"""Contexts, in tokens, for which the size of the KV cache is reported."""
+
+_BYTES = {"fp4": 0.5, "fp8": 1.0, "bf16": 2.0, "f32": 4.0, "int": 8.0}
+_PUBLISHED: dict[Kind, Format] = {
+    "expert": "fp4", "linear": "fp8", "bf16": "bf16", "f32": "f32", "int": "int",
+}  # fmt: skip
+_KV_FP8_GROUP = 64  # non-RoPE dims of a stored entry that share a one-byte scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointReport:
+    """What `inspect_checkpoint` found.
+
+    has_weights: False if only a config.json was there; formats are then the published ones.
+    layers: main layers by kind ("swa", "csa", "hca").  hash_layers: those routed by token id.
+    parameters_total: of the main model with embedding and head; parameters_active: those that take part in
+    a token, without the embedding it looks up; parameters_mtp: of the MTP blocks, in neither.
+    bytes_by_format: of the weights, scales and integers; bytes_total: their sum.
+    bytes_per_token: weights and scales that decoding one token of one sequence reads, without MTP.
+    kv_bytes: {"published" | "bf16": {"1k" | "128k" | "1M": bytes of one sequence's cache}}.
+    """
+
+    path: str
+    has_weights: bool
+    files: int
+    tensors: int
+    layers: dict[str, int]
+    hash_layers: int
+    mtp_layers: int
+    vocab_size: int
+    hidden_size: int
+    experts: int
+    experts_per_token: int
+    max_position_embeddings: int
+    expert_format: str
+    parameters_total: int
+    parameters_active: int
+    parameters_mtp: int
+    bytes_total: int
+    bytes_by_format: dict[str, int]
+    bytes_per_token: int
+    kv_bytes: dict[str, dict[str, int]]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as a JSON object; keys are the fields."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A weight with its place in the sums: `shape` logical, sizes in bytes."""
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    format: Format
+    weight_bytes: int
+    scale_bytes: int
+
+
+def inspect_checkpoint(path: Path | str) -> CheckpointReport:
+    """Report on a checkpoint folder, a repository id, or a bare config.json (file or folder).
+
+    Reads headers only.  Raises ConfigError or CheckpointError if the checkpoint would not load.
+    """
+    file = Path(path)
+    folder = None if file.is_file() else resolve(path)
+    config = ModelConfig.from_file(folder or file)
+    if folder is not None and any((folder / name).exists() for name in (INDEX, SINGLE)):
+        weights, files = _stored(folder, config)
+    else:
+        weights, files = _expected(config), 0
+    return _report(str(path), config, weights, files)
+
+
+def kv_bytes(config: ModelConfig, tokens: int, *, published: bool) -> int:
+    """Bytes of one sequence's KV cache after `tokens` tokens: window, compressed entries and index keys.
+
+    published: FP8 with a scale byte per 64 and bf16 RoPE dims, FP4 index keys with a scale byte per 32;
+    otherwise bf16.  The MTP blocks' windows count; a compressor's few pending tokens do not.
+    """
+    dim, rope, index_dim = config.head_dim, config.qk_rope_head_dim, config.index_head_dim
+    entry, index = 2 * dim, 2 * index_dim
+    if published:
+        entry = (dim - rope) + -(-(dim - rope) // _KV_FP8_GROUP) + 2 * rope
+        index = index_dim // 2 + -(-index_dim // FP4_GROUP)
+    window = min(tokens, config.sliding_window) * entry
+    total = window * (config.num_hidden_layers + config.num_nextn_predict_layers)
+    for kind, ratio in zip(config.layer_kinds, config.layer_ratios, strict=True):
+        if kind != "swa":
+            total += tokens // ratio * (entry + (index if kind == "csa" else 0))
+    return total
+
+
+def _stored(folder: Path, config: ModelConfig) -> tuple[list[_Weight], int]:
+    weights, files = [], set()
+    for entry in check_layout(folder, config).values():
+        scale = 0 if entry.scale is None else entry.scale.nbytes
+        files |= {entry.weight.file} | ({entry.scale.file} if entry.scale is not None else set())
+        shape, kind = entry.spec.shape, entry.spec.kind
+        weights.append(_Weight(entry.name, kind, shape, entry.format, entry.weight.nbytes, scale))
+    return weights, len(files)
+
+
+def _expected(config: ModelConfig) -> list[_Weight]:
+    """The weights that a published checkpoint of this config would have."""
+    formats = dict(_PUBLISHED)
+    for fmt in _BYTES:
+        if fmt == config.expert_dtype:
+            formats["expert"] = fmt  # type: ignore[assignment]
+    weights = []
+    for name, spec in checkpoint_spec(config).items():
+        fmt = formats[spec.kind]
+        scale = math.prod(scale_shape(spec.shape, fmt) or (0,))
+        size = int(math.prod(spec.shape) * _BYTES[fmt])
+        weights.append(_Weight(name, spec.kind, spec.shape, fmt, size, scale))
+    return weights
+
+
+def _report(path: str, config: ModelConfig, weights: list[_Weight], files: int) -> CheckpointReport:
+    by_format: Counter[str] = Counter()
+    parameters: Counter[str] = Counter()
+    read: Counter[str] = Counter()
+    for weight in weights:
+        by_format[weight.format] += weight.weight_bytes
+        by_format["scale"] += weight.scale_bytes
+        part = _part(weight)
+        parameters[part] += 0 if weight.kind == "int" else math.prod(weight.shape)
+        read[part] += weight.weight_bytes + weight.scale_bytes
+    share = config.num_experts_per_tok, config.n_routed_experts
+    experts = sorted({weight.format for weight in weights if weight.kind == "expert"})
+    return CheckpointReport(
+        path=path,
+        has_weights=files > 0,
+        files=files,
+        tensors=len(weights) + sum(weight.scale_bytes > 0 for weight in weights),
+        layers={kind: config.layer_kinds.count(kind) for kind in KINDS},
+        hash_layers=sum(config.hash_layers),
+        mtp_layers=config.num_nextn_predict_layers,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        experts=config.n_routed_experts,
+        experts_per_token=config.num_experts_per_tok,
+        max_position_embeddings=config.max_position_embeddings,
+        expert_format=" and ".join(experts),
+        parameters_total=parameters["embed"] + parameters["always"] + parameters["routed"],
+        parameters_active=parameters["always"] + parameters["routed"] * share[0] // share[1],
+        parameters_mtp=parameters["mtp"],
+        bytes_total=by_format.total(),
+        bytes_by_format={fmt: size for fmt, size in by_format.most_common() if size},
+        bytes_per_token=read["always"] + read["routed"] * share[0] // share[1],
+        kv_bytes={
+            name: {
+                length: kv_bytes(config, n, published=name == "published") for length, n in KV_LENGTHS.items()
+            }
+            for name in ("published", "bf16")
+        },
+    )
+
+
+def _part(weight: _Weight) -> str:
+    """How often a token meets the weight: never, one row of it, always, or if it is routed there."""
+    if weight.name.startswith("mtp."):
+        return "mtp"
+    if weight.name == "embed.weight" or weight.kind == "int":
+        return "embed"
+    return "routed" if weight.kind == "expert" else "always"

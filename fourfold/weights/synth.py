@@ -1,0 +1,198 @@
+"""Random checkpoints in the official layout, shaped like a published model or smaller, streamed to disk.
+
+The weights are random but behave: every matrix keeps the variance of what it multiplies, norms are near 1,
+hash tables name distinct experts.  A tensor depends on the seed and its name alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fourfold.config import ModelConfig
+from fourfold.errors import ConfigError
+from fourfold.kernels.formats import E2M1_VALUES
+from fourfold.weights.formats import Format, encode_e8m0, scale_shape
+from fourfold.weights.names import TensorSpec, checkpoint_spec, scale_name
+from fourfold.weights.shards import Pending
+from fourfold.weights.writer import SHARD_SIZE, write_folder
+
+PRESETS = ("flash", "pro", "flash-base", "pro-base")
+
+_CHUNK = 1 << 24  # values drawn at a time: an embedding in float32 would not fit where its bf16 does
+# Mean, and standard deviation where it does not follow from the width, by the end of the name.
+_STATISTICS = {
+    "norm.weight": (1.0, 0.1),
+    "embed.weight": (0.0, 1.0),
+    ".ape": (0.0, 0.3),
+    ".attn_sink": (0.0, 1.0),
+    ".gate.bias": (0.0, 0.1),
+    "_base": (0.0, 0.4),
+    "_scale": (0.5, 0.1),
+}
+
+
+def synthesise(
+    dst: Path | str,
+    *,
+    like: str = "flash",
+    layers: int | None = None,
+    experts: int | None = None,
+    hidden: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    shard_size: int = SHARD_SIZE,
+    progress: bool = True,
+    overwrite: bool = False,
+) -> ModelConfig:
+    """Write a random checkpoint as the folder `dst`; returns its config.
+
+    like: "flash", "pro", "flash-base", "pro-base", or the path of a config.json.  layers, experts, hidden
+    reduce it (see `reduced`); overrides: any other keys of config.json.  Experts are stored as
+    config.json's expert_dtype says (FP4, or FP8 in Base), linears in FP8.
+    """
+    config = reduced(preset(like), layers=layers, experts=experts, hidden=hidden, overrides=overrides)
+    pending = list(_tensors(config, seed))
+    write_folder(Path(dst), config, pending, shard_size=shard_size, progress=progress, overwrite=overwrite)
+    return config
+
+
+def preset(like: str) -> ModelConfig:
+    """The config of a published model by name, or of the config.json at a path."""
+    if like in PRESETS:
+        with resources.as_file(resources.files("fourfold") / "configs" / f"{like}.json") as file:
+            return ModelConfig.from_file(file)
+    if not Path(like).exists():
+        raise ConfigError(f"like is {like!r}; allowed: {', '.join(PRESETS)}, or the path of a config.json")
+    return ModelConfig.from_file(like)
+
+
+def reduced(
+    config: ModelConfig,
+    *,
+    layers: int | None = None,
+    experts: int | None = None,
+    hidden: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> ModelConfig:
+    """The model with fewer layers, experts or channels, and with `overrides` of config.json's keys.
+
+    Few layers keep the first ones' pattern, from the first place where all compressed kinds occur, and at
+    most half of them are routed by token id.
+    """
+    data = config.to_json()
+    if layers is not None:
+        ratios, extra = list(config.layer_ratios), list(config.mtp_ratios)
+        if not 1 <= layers <= len(ratios):
+            raise ConfigError(f"layers is {layers}; allowed: 1 to {len(ratios)}, those of the model")
+        data["num_hidden_layers"] = layers
+        data["compress_ratios"] = [*_window_of_all_kinds(ratios, layers), *extra]
+        data["num_hash_layers"] = min(sum(config.hash_layers), layers // 2)
+    if experts is not None:
+        data["n_routed_experts"] = experts
+        data["num_experts_per_tok"] = min(config.num_experts_per_tok, experts)
+    if hidden is not None:
+        data["hidden_size"] = hidden
+    return ModelConfig.from_json(data | dict(overrides or {}))
+
+
+def _window_of_all_kinds(ratios: Sequence[int], layers: int) -> list[int]:
+    wanted = set(ratios) - {0}
+    for start in range(len(ratios) - layers + 1):
+        window = ratios[start : start + layers]
+        if wanted <= set(window):
+            return list(window)
+    return list(ratios[:layers])  # too few for all kinds
+
+
+def _tensors(config: ModelConfig, seed: int) -> Iterator[Pending]:
+    expert_format: Format = "fp8" if config.expert_dtype == "fp8" else "fp4"
+    if config.expert_dtype not in (None, "fp4", "fp8"):
+        raise ConfigError(
+            f"expert_dtype is {config.expert_dtype!r}; allowed for a random checkpoint: fp4, fp8"
+        )
+    for name, spec in checkpoint_spec(config).items():
+        if spec.kind in ("expert", "linear"):
+            yield from _packed(name, spec.shape, expert_format if spec.kind == "expert" else "fp8", seed)
+        elif spec.kind == "int":
+            hashed = functools.partial(_hash_table, name, spec.shape, config.n_routed_experts, seed)
+            yield Pending(name, "I64", spec.shape, hashed)
+        else:
+            dtype = "BF16" if spec.kind == "bf16" else "F32"
+            yield Pending(name, dtype, spec.shape, functools.partial(_normal, name, spec, seed))
+
+
+def _generator(name: str, seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.SFC64([seed, zlib.crc32(name.encode())]))
+
+
+def _normal(name: str, spec: TensorSpec, seed: int) -> Tensor:
+    """bf16 or float32 values of the statistics that belong to the name."""
+    mean, deviation = 0.0, 1 / math.sqrt(spec.shape[-1])
+    for ending, statistics in _STATISTICS.items():
+        if name.endswith(ending):
+            mean, deviation = statistics
+    generator = _generator(name, seed)
+    out = torch.empty(math.prod(spec.shape), dtype=torch.bfloat16 if spec.kind == "bf16" else torch.float32)
+    for begin in range(0, out.numel(), _CHUNK):
+        part = out[begin : begin + _CHUNK]
+        values = torch.from_numpy(generator.standard_normal(part.numel(), dtype=np.float32))
+        part.copy_(values.mul_(deviation).add_(mean))
+    return out.view(spec.shape)
+
+
+def _hash_table(name: str, shape: tuple[int, ...], experts: int, seed: int) -> Tensor:
+    """tid2eid [V, K] int64: K distinct experts for each token id."""
+    draws = _generator(name, seed).random((shape[0], experts), dtype=np.float32)
+    return torch.from_numpy(np.argsort(draws, axis=1)[:, : shape[1]].astype(np.int64))
+
+
+def _packed(name: str, shape: tuple[int, ...], fmt: Format, seed: int) -> Iterator[Pending]:
+    scales = scale_shape(shape, fmt)
+    assert scales is not None
+    if fmt == "fp4":
+        # The sixteen codes, equally often, are close to a normal distribution cut at two deviations.
+        codes: Callable[[], Tensor] = functools.partial(
+            _codes, name, (*shape[:-1], shape[-1] // 2), None, seed
+        )
+        rms = math.sqrt(sum(value**2 for value in E2M1_VALUES) / len(E2M1_VALUES))
+        yield Pending(name, "I8", (*shape[:-1], shape[-1] // 2), codes)
+    else:
+        table = _fp8_table()
+        rms = float(table.view(torch.float8_e4m3fn).to(torch.float32).square().mean().sqrt())
+        yield Pending(name, "F8_E4M3", shape, functools.partial(_codes, name, shape, table, seed))
+    deviation = 1 / math.sqrt(shape[-1])
+    yield Pending(
+        scale_name(name), "F8_E8M0", scales, functools.partial(_scales, name, scales, deviation / rms, seed)
+    )
+
+
+@functools.cache
+def _fp8_table() -> Tensor:
+    """256 equally likely values of a normal distribution as e4m3 bytes."""
+    quantiles = [NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)]
+    return (torch.tensor(quantiles) * 128).to(torch.float8_e4m3fn).view(torch.uint8)
+
+
+def _codes(name: str, shape: tuple[int, ...], table: Tensor | None, seed: int) -> Tensor:
+    raw = np.frombuffer(bytearray(_generator(name, seed).bytes(math.prod(shape))), dtype=np.uint8)
+    codes = raw if table is None else table.numpy()[raw]
+    return torch.from_numpy(codes).view(shape)
+
+
+def _scales(name: str, shape: tuple[int, ...], target: float, seed: int) -> Tensor:
+    """Powers of two around `target`, the two nearest, mixed so that their mean square is target's square."""
+    low = math.floor(math.log2(target))
+    share = ((target / 2.0**low) ** 2 - 1) / 3
+    higher = _generator(scale_name(name), seed).random(shape, dtype=np.float32) < share
+    return encode_e8m0(torch.exp2(torch.from_numpy(higher).to(torch.float32) + low))
