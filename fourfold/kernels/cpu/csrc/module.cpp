@@ -42,8 +42,9 @@ struct Argument : dlpack::Tensor {
             throw nb::type_error((std::string(name) + " is not a tensor").c_str());
         if (g_exchange->view(object.ptr(), this) != 0) throw nb::python_error();
         check(device_type == dlpack::kCpu, "is not in CPU memory");
+        const bool empty = size() == 0;
         for (index_t expected = 1, i = ndim - 1; i >= 0; expected *= shape[i--])
-            check(shape[i] == 1 || strides[i] == expected, "is not contiguous");
+            check(empty || shape[i] == 1 || strides[i] == expected, "is not contiguous");
     }
 
     void check(bool good, const char* complaint) const {

@@ -14,9 +14,8 @@
 namespace fourfold {
 namespace {
 
-// Weight bytes times rows of x below which sharing the work costs more than it saves, and the least piece.
+// Weight bytes times rows of x below which sharing the work costs more than it saves.
 constexpr index_t kWorthSharing = 192 * 1024;
-constexpr index_t kPiece = 64 * 1024;
 
 // Scratch memory that a thread keeps: no allocation in the usual call.
 class Scratch {
@@ -38,12 +37,15 @@ private:
     index_t size_ = 0;
 };
 
-// Pieces of a matrix's rows, and how many; n is the number of x rows that each weight meets.
+// How a matrix's rows are cut into pieces for the threads; n is the number of x rows that each weight meets.
+// Few rows: small pieces, for balance.  Many: as much as stays in the cache, because each piece reads all of x.
 struct Partition {
     index_t piece, count;
     Partition(const Matrix& matrix, index_t n) {
-        const index_t work = std::max<index_t>(1, matrix.row_bytes() * n);
-        piece = std::max<index_t>(16, round_up(kPiece / work, 16));
+        const index_t bytes = n <= 4 ? 64 * 1024 : 256 * 1024;
+        const index_t fair = ceil_div(matrix.rows, 4 * ThreadPool::instance().threads());
+        piece = std::min(bytes / std::max<index_t>(1, matrix.row_bytes()), fair);
+        piece = std::max<index_t>(16, round_up(piece, 16));
         count = ceil_div(matrix.rows, piece);
     }
 };
