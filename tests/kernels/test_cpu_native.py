@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -61,8 +62,7 @@ if not cpu.available():
 else:
     from fourfold.kernels.cpu import ops
 
-    native = cpu.native
-    assert native is not None
+    native: ModuleType = ops.native
 
     @pytest.fixture(params=native.supported_isas())
     def isa(request: pytest.FixtureRequest) -> Iterator[str]:

@@ -23,7 +23,7 @@ def _load() -> tuple[ModuleType | None, str]:
     if wanted == "reference":
         return None, "FOURFOLD_ISA=reference"
     try:
-        from fourfold.kernels.cpu import _native
+        import fourfold.kernels.cpu._native as _native
     except ImportError as error:
         return None, f"the extension was not built when fourfold was installed (no C++ compiler?): {error}"
     if not _native.bind(torch.Tensor):

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fourfold.kernels import reference
-from fourfold.kernels.cpu import native
+from fourfold.kernels import cpu, reference
 from fourfold.kernels.formats import FP8_BLOCK
 
-assert native is not None, "import fourfold.kernels.cpu.ops only where fourfold.kernels.cpu.available()"
+assert cpu.native is not None, "import fourfold.kernels.cpu.ops only where fourfold.kernels.cpu.available()"
+native = cpu.native
 _linear = native.linear
 _grouped_linear = native.grouped_linear
 _experts = native.experts
@@ -71,8 +71,8 @@ def experts(
     limit: float,
     round_input: bool,
 ) -> Tensor:
-    packed = s1 is not None and s2 is not None and s3 is not None
-    if not packed or w1.dtype != w3.dtype or not (_covers(x, w1) and _covers(weights, w2)):
+    covered = w1.dtype == w3.dtype and _covers(x, w1) and _covers(weights, w2)
+    if not covered or s1 is None or s2 is None or s3 is None:
         return reference.experts(x, indices, weights, w1, s1, w3, s3, w2, s2, limit, round_input)
     y = torch.empty_like(x, dtype=torch.float32, memory_format=torch.contiguous_format)
     _experts(

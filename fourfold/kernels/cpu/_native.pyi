@@ -1,0 +1,30 @@
+"""The compiled extension (csrc/module.cpp).  Tensors are contiguous and on the CPU; y is written in place.
+
+ValueError or TypeError: an argument of the wrong shape, dtype or layout; the message names it.
+"""
+
+from torch import Tensor
+
+def bind(tensor_type: type[Tensor]) -> bool: ...
+def supported_isas() -> list[str]: ...
+def isa() -> str: ...
+def use_isa(name: str) -> bool: ...
+def threads() -> int: ...
+def set_threads(threads: int) -> None: ...
+def linear(x: Tensor, weight: Tensor, scale: Tensor, y: Tensor, /) -> None: ...
+def grouped_linear(x: Tensor, weight: Tensor, scale: Tensor, y: Tensor, /) -> None: ...
+def experts(
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    w1: Tensor,
+    s1: Tensor,
+    w3: Tensor,
+    s3: Tensor,
+    w2: Tensor,
+    s2: Tensor,
+    limit: float,
+    round_input: bool,
+    y: Tensor,
+    /,
+) -> None: ...
