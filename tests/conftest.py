@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,30 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     engine.save(str(path))
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
+    """A random checkpoint of 2 MB with its tokenizer: every kind of layer and routing, and MTP."""
+    from fourfold.weights.synth import synthesise
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    small = {
+        "vocab_size": 400,
+        "num_attention_heads": 4,
+        "head_dim": 64,
+        "qk_rope_head_dim": 32,
+        "q_lora_rank": 64,
+        "o_groups": 2,
+        "o_lora_rank": 64,
+        "sliding_window": 16,
+        "moe_intermediate_size": 64,
+        "num_experts_per_tok": 2,
+        "index_n_heads": 4,
+        "index_head_dim": 32,
+        "index_topk": 8,
+        "max_position_embeddings": 512,
+    }
+    synthesise(folder, like="flash", layers=4, experts=8, hidden=128, overrides=small, progress=False)
+    shutil.copy(tokenizer_file, folder)
+    return folder

@@ -171,8 +171,7 @@ class Generation(Iterator[str]):
 
 def last_logits(m: Any, ids: Sequence[int], cache: Any) -> Tensor:
     """Feed ids to the model; logits [V] f32 after the last of them."""
-    with torch.no_grad():
-        out = m(torch.tensor([list(ids)], dtype=torch.int64, device=m.device), cache=cache)
+    out = m(torch.tensor([list(ids)], dtype=torch.int64, device=m.device), cache=cache, logits="last")
     logits: Tensor = out.logits[0, -1]
     return logits
 

@@ -30,7 +30,8 @@ class StubCache:
 
 
 class StubModel:
-    """Logits are noise that the ids so far determine; `script` are ids that it says first, whatever the noise.
+    """Logits are noise that the ids so far determine; `script` are ids that it says first, whatever the
+    noise.
 
     calls: how many tokens each forward was given.
     """
@@ -48,15 +49,16 @@ class StubModel:
     def new_cache(self) -> StubCache:
         return StubCache()
 
-    def __call__(self, ids: Tensor, cache: StubCache) -> Any:
+    def __call__(self, ids: Tensor, cache: StubCache, *, logits: str) -> Any:
+        assert logits == "last"
         self.calls.append(ids.shape[1])
         cache.ids += ids[0].tolist()
         noise = torch.Generator().manual_seed(hash(tuple(cache.ids)) & 0xFFFF)
-        logits = torch.randn(self.config.vocab_size, generator=noise)
-        logits[: len(self.tokenizer.special_ids)] = -20.0
+        row = torch.randn(self.config.vocab_size, generator=noise)
+        row[: len(self.tokenizer.special_ids)] = -20.0
         if cache.length in self.script:
-            logits[self.script[cache.length]] = 50.0
-        return SimpleNamespace(logits=logits.expand(1, ids.shape[1], -1))
+            row[self.script[cache.length]] = 50.0
+        return SimpleNamespace(logits=row.expand(1, 1, -1))
 
 
 @pytest.fixture

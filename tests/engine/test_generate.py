@@ -127,7 +127,9 @@ def test_timing_counts_tokens(stub):
     answer = generate(stub, "a", **GREEDY)
     list(answer)
     assert answer.timing.prefill_tokens == 2
-    assert answer.timing.decode_tokens == len(answer.ids)  # the first comes from the prefill, the end from the last
+    assert answer.timing.decode_tokens == len(
+        answer.ids
+    )  # the first comes from the prefill, the end from the last
     assert answer.timing.prefill_rate > 0
     assert answer.timing.decode_rate > 0
 
@@ -152,7 +154,7 @@ def test_bad_prompts_are_refused_before_anything_runs(stub, prompt, message):
 
 @pytest.mark.parametrize("max_tokens", [0, -1, 1.5, True, "3"])
 def test_bad_max_tokens(stub, max_tokens):
-    with pytest.raises(RequestError, match="max_tokens is .* allowed"):
+    with pytest.raises(RequestError, match=r"max_tokens is .* allowed"):
         generate(stub, "a", max_tokens=max_tokens)
 
 
@@ -179,7 +181,7 @@ def test_session_rolls_back_what_differs_and_begins_anew_when_it_cannot(stub):
     session = Session(stub)
     first = list(range(20, 120))
     list(session.generate(first, max_tokens=1, **GREEDY))
-    for prompt, fed in [(first[:90] + [7, 8], 2), (first[:10] + [9], 11), (first[:10] + [9], 1), ([50], 1)]:
+    for prompt, fed in [([*first[:90], 7, 8], 2), ([*first[:10], 9], 11), ([*first[:10], 9], 1), ([50], 1)]:
         stub.calls.clear()
         answer = session.generate(prompt, max_tokens=1, **GREEDY)
         list(answer)

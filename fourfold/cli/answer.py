@@ -1,0 +1,67 @@
+"""Showing an answer while it is being written: content on stdout, reasoning on stderr, Ctrl-C keeps what was
+said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fourfold.cli import console
+from fourfold.engine.generate import Generation
+from fourfold.protocol import Chat, Delta
+
+
+@dataclass
+class Spoken:
+    """What was shown. interrupted: the user stopped it with Ctrl-C."""
+
+    text: str = ""
+    reasoning: str = ""
+    interrupted: bool = False
+
+
+def speak(generation: Generation, chat: Chat | None, *, show: bool = True) -> Spoken:
+    """Show the pieces as they come. With `chat` they are split into reasoning and content; else all is
+    content.
+    """
+    parser = chat.parser() if chat is not None else None
+    spoken = Spoken()
+
+    def take(delta: Delta) -> None:
+        spoken.reasoning += delta.reasoning
+        spoken.text += delta.content
+        if show and delta.reasoning:
+            console.aside(delta.reasoning)
+        if show and delta.content:
+            if spoken.reasoning and spoken.text == delta.content:
+                console.aside("\n\n")
+            console.answer(delta.content)
+
+    try:
+        for piece in generation:
+            take(parser.push(piece) if parser else Delta(content=piece))
+    except KeyboardInterrupt:
+        spoken.interrupted = True
+        rest = generation.rest()
+        take(parser.push(rest) if parser else Delta(content=rest))
+    if parser:
+        take(parser.finish())
+    return spoken
+
+
+def messages_of(system: str | None, user: str) -> list[dict[str, Any]]:
+    """A conversation's beginning."""
+    first = [{"role": "system", "content": system}] if system else []
+    return [*first, {"role": "user", "content": user}]
+
+
+def speed_line(generation: Generation) -> str:
+    """128 tokens, prefill 2,310 tok/s, decode 41.3 tok/s."""
+    timing = generation.timing
+    parts = [f"{len(generation.ids):,} token{'' if len(generation.ids) == 1 else 's'}"]
+    if timing.prefill_seconds:
+        parts.append(f"prefill {console.rate(timing.prefill_rate)}")
+    if timing.decode_tokens:
+        parts.append(f"decode {console.rate(timing.decode_rate)}")
+    return ", ".join(parts)

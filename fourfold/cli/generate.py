@@ -1,0 +1,98 @@
+"""`fourfold generate`: one answer, streamed, and its speed."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from fourfold.cli import console, options
+from fourfold.cli.answer import Spoken, messages_of, speak, speed_line
+from fourfold.cli.model import Opened, open_model
+from fourfold.engine.generate import Generation, prompt_ids
+from fourfold.engine.generate import generate as run
+from fourfold.errors import RequestError
+from fourfold.protocol import Chat
+
+
+def generate(
+    prompt: Annotated[
+        str, typer.Argument(help="The text to continue, or with --chat the question; - reads stdin.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Checkpoint folder or repo id.", show_default="the shipped model"),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat/--raw", help="Answer a question in the chat format, or continue the text.")
+    ] = False,
+    system: options.System = None,
+    think: options.Think = False,
+    effort: options.Effort = None,
+    prompt_format: options.PromptFormat = None,
+    max_tokens: options.MaxTokens = 256,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    device: options.Device = "cpu",
+    numerics: options.Numerics = "exact",
+    threads: options.Threads = 0,
+    json: options.Json = False,
+) -> int:
+    """Print one answer and its speed.
+
+    A continuation of PROMPT, or with --chat a reply to it.
+    """
+    if not chat and (system or think or effort or prompt_format):
+        raise typer.BadParameter("--system, --think, --effort and --prompt-format need --chat")
+    text = sys.stdin.read() if prompt == "-" else prompt
+    opened = open_model(model, device=device, numerics=numerics, threads=threads)
+    sampling = opened.sampler(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
+    conversation = None
+    if chat:
+        thinking = think or effort is not None
+        conversation = Chat(
+            messages=messages_of(system, text),
+            thinking=thinking,
+            effort=effort,  # type: ignore[arg-type]  # checked by Chat
+            format=opened.format(prompt_format),
+        )
+    ids = _ids(opened, conversation, text)
+    generation = run(opened.model, ids, max_tokens=max_tokens, stop=stop or (), **sampling)
+    if not chat and not json and sys.stdout.isatty():
+        console.aside(text)
+    spoken = speak(generation, conversation, show=not json)
+    if json:
+        console.document(_document(opened.name, generation, spoken))
+    elif spoken.text and not spoken.text.endswith("\n"):
+        console.answer("\n")
+    console.note(speed_line(generation))
+    return 130 if spoken.interrupted else 0
+
+
+def _ids(opened: Opened, conversation: Chat | None, text: str) -> list[int]:
+    tokenizer = opened.model.tokenizer
+    if tokenizer is None:
+        raise RequestError(f"{opened.name} has no tokenizer.json; put the model's own into its folder")
+    if conversation is not None:
+        return conversation.prompt().encode(tokenizer)
+    return prompt_ids(text, tokenizer, opened.model.config)
+
+
+def _document(name: str, generation: Generation, spoken: Spoken) -> dict[str, Any]:
+    timing = generation.timing
+    return {
+        "model": name,
+        "text": spoken.text,
+        "reasoning": spoken.reasoning,
+        "finish_reason": "interrupted" if spoken.interrupted else generation.finish_reason,
+        "seed": generation.sampling.seed,
+        "prompt_tokens": len(generation.prompt_ids),
+        "tokens": len(generation.ids),
+        "prefill_tokens_per_second": round(timing.prefill_rate, 2),
+        "decode_tokens_per_second": round(timing.decode_rate, 2),
+    }

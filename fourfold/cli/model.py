@@ -1,0 +1,83 @@
+"""Opening a checkpoint for a command: threads, loading, and the lines that say what runs on what."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import fourfold
+from fourfold import kernels
+from fourfold.cli import console
+from fourfold.engine.defaults import recommended
+from fourfold.engine.sampler import Sampling
+from fourfold.kernels import cpu
+from fourfold.protocol import PromptFormat, prompt_format
+from fourfold.weights.hub import resolve
+
+if TYPE_CHECKING:
+    from fourfold.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A loaded model with what its checkpoint says about using it."""
+
+    model: Transformer
+    name: str
+    sampling: Sampling
+
+    def sampler(self, **chosen: Any) -> dict[str, Any]:
+        """Keyword arguments for `generate`: the checkpoint's, and what the user chose."""
+        sampling = replace(
+            self.sampling, **{key: value for key, value in chosen.items() if value is not None}
+        )
+        return {key: getattr(sampling, key) for key in ("temperature", "top_p", "top_k", "min_p", "seed")}
+
+    def format(self, chosen: str | None) -> PromptFormat:
+        """The prompt format: the user's choice (checked where it is used), else by the checkpoint's name."""
+        return chosen or prompt_format(self.name)  # type: ignore[return-value]
+
+
+def use_threads(threads: int) -> None:
+    """Compute with this many CPU threads; 0 leaves torch's choice."""
+    if threads:
+        torch.set_num_threads(threads)
+        if cpu.native is not None:
+            cpu.native.set_threads(threads)
+
+
+def open_model(path: str | None, *, device: str, numerics: str, threads: int) -> Opened:
+    """Load a checkpoint folder or repo id (None: the shipped model) and say so on stderr."""
+    use_threads(threads)
+    name = path or str(fourfold.shipped_model())
+    start = time.perf_counter()
+    folder = resolve(name)
+    model = fourfold.load(folder, device=device, numerics=numerics)
+    seconds = time.perf_counter() - start
+    stored = sum(parameter.nbytes for parameter in model.parameters())
+    label = Path(name).name or name
+    console.note(
+        f"{label}, {model.config.num_hidden_layers} layers, {console.size(stored)} "
+        f"in {console.number(seconds)} s ({console.size(stored / seconds)}/s)"
+    )
+    if line := kernel_line(torch.device(device).type):
+        console.note(line)
+    return Opened(model, label, recommended(folder))
+
+
+def kernel_line(device: str) -> str:
+    """Which operations fall back to the reference on this device; empty when none does."""
+    runs = kernels.table(device)
+    slow = [name for name, backend in runs.items() if backend == "reference"]
+    own = [name for name in runs if name not in slow]
+    if not slow:
+        return ""
+    if not own:
+        return f"reference kernels: all of them (fourfold kernels --device {device} says why)"
+    if len(own) < len(slow):
+        return f"native kernels: {', '.join(own)}   (all others: reference)"
+    return f"reference kernels: {', '.join(slow)}   (all others: native)"

@@ -1,0 +1,93 @@
+"""`fourfold verify`: the conformance certificate of this machine."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+import fourfold
+from fourfold.cli import console, options
+from fourfold.cli.model import use_threads
+from fourfold.conformance import Check, Report, certify
+from fourfold.weights.hub import resolve
+
+
+def verify(
+    path: Annotated[
+        str | None, typer.Argument(help="Checkpoint folder or repo id.", show_default="the shipped model")
+    ] = None,
+    device: options.Device = "cpu",
+    threads: options.Threads = 0,
+    json: options.Json = False,
+) -> int:
+    """Certify this machine.
+
+    Every kernel against its reference, the golden vectors, and the checkpoint PATH. Exits with 1 when a value
+    is out of its bound.
+    """
+    use_threads(threads)
+    folder = resolve(path or fourfold.shipped_model())
+    with _progress() as progress:
+        report = certify(folder, device, progress)
+    if json:
+        console.document({"checkpoint": str(path or folder.name), **report.to_json()})
+    else:
+        _print(report, path or folder.name)
+    failed = [check for check in report.checks if not check.passed]
+    for check in failed:
+        sign = "below" if check.at_least else "above"
+        console.note(
+            f"{check.group} {check.name}, {check.detail}: {check.value:.3g} is {sign} {check.bound:g}"
+        )
+    console.note(f"{len(report.checks) - len(failed)} of {len(report.checks)} checks passed on {device}")
+    return 0 if report.passed else 1
+
+
+def _print(report: Report, name: str) -> None:
+    """Machine, then one table a group; kernels and decode steps one line each operation, at their worst."""
+    for key, value in report.machine.items():
+        console.answer(f"{key:8} {value}\n")
+    console.answer("\n")
+    kernels = [check for check in report.checks if check.group == "kernel"]
+    golden = [check for check in report.checks if check.group == "golden"]
+    checkpoint = [check for check in report.checks if check.group == "checkpoint"]
+    columns = ("", "checks", "max error", "mean error", "relative", "bound", "")
+    console.table("Kernels against the reference (relative to the rms)", columns, list(_worst(kernels)))
+    console.answer("\n")
+    title = "Golden vectors, exact numerics (relative to the standard deviation)"
+    console.table(title, columns, list(_worst(golden)))
+    console.answer("\n")
+    rows = [(f"{check.name}: {check.detail}", *_numbers(check)) for check in checkpoint]
+    console.table(f"Checkpoint {name}", ("", "max error", "mean error", "value", "bound", ""), rows)
+
+
+def _worst(checks: list[Check]) -> Iterator[tuple[str, ...]]:
+    """One row a name (streams: a row each), with the check that comes nearest to its bound."""
+    groups: dict[str, list[Check]] = defaultdict(list)
+    for check in checks:
+        name = f"streams {check.detail}" if check.name == "streams" else check.name
+        groups[name].append(check)
+    for name, members in groups.items():
+        worst = max(members, key=lambda check: (not check.passed, check.value / (check.bound or 1e-30)))
+        yield (name, str(len(members)), *_numbers(worst))
+
+
+def _numbers(check: Check) -> tuple[str, ...]:
+    absolute = ("-" if value is None else f"{value:.1e}" for value in (check.max_abs, check.mean_abs))
+    bound = f"{'≥' if check.at_least else '≤'} {check.bound:g}"
+    return (*absolute, f"{check.value:.2e}", bound, "ok" if check.passed else "FAILED")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Yields tell(what): a line that changes on a terminal, one remark a group elsewhere."""
+    screen = console.stderr_console()
+    if not screen.is_terminal:
+        yield lambda what: None if ":" in what else console.note(f"checking {what}")
+        return
+    with screen.status("fourfold: checking") as status:
+        yield lambda what: status.update(f"fourfold: checking {what}")

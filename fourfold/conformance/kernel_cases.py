@@ -1,0 +1,224 @@
+"""Inputs for every operation of the contract: several shapes and formats each, and how close a kernel must
+come.
+
+Where a choice is made (routing, index selection) the inputs are small integers, so that every product and sum
+is exact in float32 on any chip: ties are then real, and the order in which they are broken must match to the
+bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Errors are read against the rms of the reference's result.
+F32 = 2e-5  # sums in another order
+BF16 = 2e-2  # one step of bf16 at the largest values
+FLIPS = 2e-2  # a rounding inside that falls the other way for a few values
+SAME = 0.0  # bits must match
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of one operation, inputs on the CPU."""
+
+    operation: str
+    label: str
+    arguments: tuple[Any, ...]
+    bound: float
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Draw:
+    """Random inputs, the same on every machine."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(shape, generator=self._generator).to(dtype)
+
+    def integers(self, low: int, high: int, *shape: int) -> Tensor:
+        """Whole numbers from low to high - 1, int64."""
+        return torch.randint(low, high, shape, generator=self._generator)
+
+    def stored(self, format: str, *shape: int) -> tuple[Tensor, Tensor | None]:
+        """A weight [..., O, I] of about unit scale as a checkpoint stores it, and its scale."""
+        *lead, rows, columns = shape
+        if format == "f32":
+            return self.normal(*shape), None
+        if format == "bf16":
+            return self.normal(*shape, dtype=torch.bfloat16), None
+        if format == "fp8":
+            codes = self.normal(*shape).mul(64).clamp(-448, 448).to(torch.float8_e4m3fn)
+            return codes, self._scale(*lead, -(-rows // 128), -(-columns // 128), low=119)
+        codes = self.integers(-128, 128, *lead, rows, columns // 2).to(torch.int8)
+        return codes, self._scale(*lead, rows, columns // 32, low=124)
+
+    def _scale(self, *shape: int, low: int) -> Tensor:
+        return self.integers(low, low + 4, *shape).to(torch.uint8).view(torch.float8_e8m0fnu)
+
+
+def cases(seed: int = 0) -> Iterator[Case]:
+    """Every case of every operation, in the order of the contract."""
+    draw = Draw(seed)
+    for family in _FAMILIES:
+        yield from family(draw)
+
+
+def _linear(draw: Draw) -> Iterator[Case]:
+    for format in ("f32", "bf16", "fp8", "fp4"):
+        for tokens, columns, rows in ((1, 256, 192), (3, 512, 130), (37, 128, 384)):
+            arguments = (draw.normal(tokens, columns), *draw.stored(format, rows, columns))
+            yield Case("linear", f"{format} [{tokens}, {columns}] -> {rows}", arguments, F32)
+    arguments = (draw.normal(5, 256, dtype=torch.bfloat16), *draw.stored("fp8", 128, 256))
+    yield Case("linear", "fp8 bf16 input", arguments, BF16)
+
+
+def _grouped_linear(draw: Draw) -> Iterator[Case]:
+    for format in ("f32", "bf16", "fp8"):
+        for tokens, groups in ((1, 2), (9, 4)):
+            weight, scale = draw.stored(format, groups * 128, 256)
+            arguments = (draw.normal(2, tokens, groups, 256), weight, scale, groups)
+            yield Case("grouped_linear", f"{format} {groups} groups, {tokens} tokens", arguments, F32)
+
+
+def _experts(draw: Draw) -> Iterator[Case]:
+    for format in ("f32", "fp8", "fp4"):
+        for tokens, rounds in ((1, False), (19, False), (19, True)):
+            indices = torch.stack([torch.randperm(8, generator=draw._generator)[:3] for _ in range(tokens)])
+            x = draw.normal(tokens, 256) / 16
+            weights = draw.normal(tokens, 3).abs()
+            w1, s1 = draw.stored(format, 8, 128, 256)
+            w3, s3 = draw.stored(format, 8, 128, 256)
+            w2, s2 = draw.stored(format, 8, 256, 128)
+            arguments = (x, indices, weights, w1, s1, w3, s3, w2, s2, 10.0, rounds)
+            label = f"{format} {tokens} tokens{', rounded' if rounds else ''}"
+            yield Case("experts", label, arguments, FLIPS if rounds else F32)
+
+
+def _swiglu(draw: Draw) -> Iterator[Case]:
+    for dtype in (torch.float32, torch.bfloat16):
+        gate, up = (draw.normal(5, 96, dtype=dtype) * 8 for _ in range(2))
+        yield Case("swiglu", str(dtype).removeprefix("torch."), (gate, up, 10.0), F32)
+
+
+def _route(draw: Draw) -> Iterator[Case]:
+    for tokens, experts, k in ((1, 8, 2), (33, 64, 6)):
+        x = draw.integers(-2, 3, tokens, 32).float()
+        weight = draw.integers(-2, 3, experts, 32).float()
+        bias = draw.integers(0, 2, experts).float()
+        yield Case("route_topk", f"{tokens} tokens, {k} of {experts}, ties", (x, weight, bias, k, 1.5), F32)
+        chosen = draw.integers(0, experts, tokens, k)
+        arguments = (draw.normal(tokens, 96), draw.normal(experts, 96), chosen, 2.5)
+        yield Case("route_hash", f"{tokens} tokens, {k} of {experts}", arguments, F32)
+
+
+def _rms_norm(draw: Draw) -> Iterator[Case]:
+    for dtype, bound in ((torch.float32, F32), (torch.bfloat16, BF16)):
+        for weight in (draw.normal(192), None):
+            label = f"{str(dtype).removeprefix('torch.')}{'' if weight is not None else ', no weight'}"
+            yield Case("rms_norm", label, (draw.normal(2, 7, 192, dtype=dtype), weight, 1e-6), bound)
+
+
+def _rope(draw: Draw) -> Iterator[Case]:
+    angles = draw.normal(2, 7, 32) * 100
+    for inverse in (False, True):
+        for shape in ((2, 7, 3, 128), (2, 7, 128)):
+            arguments = (draw.normal(*shape), angles.cos(), angles.sin(), inverse)
+            yield Case("rope", f"{len(shape)} dims{', inverse' if inverse else ''}", arguments, F32)
+
+
+def _pool(draw: Draw) -> Iterator[Case]:
+    for tokens in (8, 128):
+        scores = draw.normal(2, 3, tokens, 96)
+        scores[:, 0, : tokens // 2] = float("-inf")  # the first block has none before it
+        yield Case("pool", f"{tokens} tokens a block", (draw.normal(2, 3, tokens, 96), scores), F32)
+
+
+def _hadamard(draw: Draw) -> Iterator[Case]:
+    for width in (32, 128):
+        yield Case("hadamard", f"width {width}", (draw.normal(3, 5, width),), F32)
+
+
+def _index_topk(draw: Draw) -> Iterator[Case]:
+    for tokens, entries, k in ((1, 40, 8), (5, 300, 16), (3, 4, 8)):
+        q = draw.integers(-2, 3, 1, tokens, 4, 64).float()
+        keys = draw.integers(-2, 3, 1, entries, 64).float()
+        weights = draw.integers(-1, 3, 1, tokens, 4).float()
+        visible = torch.tensor([[[0, entries - tokens + t + 1] for t in range(tokens)]])
+        label = f"{k} of {entries}, {tokens} queries, ties"
+        yield Case("index_topk", label, (q, weights, keys, visible, k), SAME)
+
+
+def _sparse_attention(draw: Draw) -> Iterator[Case]:
+    for source in ("window", "window and all entries", "window and chosen entries"):
+        for dtype, bound in ((torch.float32, F32), (torch.bfloat16, BF16)):
+            tokens, heads, width, held, entries = 6, 4, 96, 20, 30
+            q = draw.normal(2, tokens, heads, width, dtype=dtype)
+            window = draw.normal(2, held, width, dtype=dtype)
+            ends = torch.arange(held - tokens + 1, held + 1)
+            rows = torch.stack([ends - 12, ends], dim=-1).expand(2, tokens, 2)
+            stored = draw.normal(2, entries, width, dtype=dtype) if "entries" in source else None
+            seen = torch.stack([torch.zeros(tokens, dtype=torch.int64), torch.arange(tokens) * 5], dim=-1)
+            reach = seen.expand(2, tokens, 2) if source.endswith("all entries") else None
+            index = _choices(draw, tokens, entries) if source.endswith("chosen entries") else None
+            arguments = (q, window, rows, stored, reach, index, draw.normal(heads), width**-0.5)
+            label = f"{source}, {str(dtype).removeprefix('torch.')}"
+            yield Case("sparse_attention", label, arguments, bound)
+
+
+def _choices(draw: Draw, tokens: int, entries: int) -> Tensor:
+    """[2, T, 7] ascending entry numbers, the first query with fewer."""
+    rows = [torch.randperm(entries, generator=draw._generator)[:7].sort().values for _ in range(2 * tokens)]
+    index = torch.stack(rows).view(2, tokens, 7)
+    index[:, 0, 3:] = -1
+    return index
+
+
+def _hyper_connections(draw: Draw) -> Iterator[Case]:
+    for batch, tokens in ((1, 1), (2, 9)):
+        n, width = 4, 96
+        streams = draw.normal(batch, tokens, n, width)
+        fn = draw.normal((2 + n) * n, n * width) / 8
+        mixing = (streams, fn, draw.normal(3), draw.normal((2 + n) * n))
+        label = f"{batch} x {tokens} tokens"
+        options = {"norm_eps": 1e-6, "eps": 1e-6}
+        yield Case("hc_pre", label, mixing, F32, {"iters": 20, **options})
+        comb = draw.normal(batch, tokens, n, n).softmax(-1)
+        output = draw.normal(batch, tokens, width)
+        yield Case("hc_post", label, (output, streams, draw.normal(batch, tokens, n), comb), F32)
+        head = (streams, draw.normal(n, n * width) / 8, draw.normal(1), draw.normal(n))
+        yield Case("hc_head", label, head, F32, options)
+
+
+def _rounding(draw: Draw) -> Iterator[Case]:
+    for operation, groups in (("round_fp8", (64, 128)), ("round_fp4", (32,))):
+        for group in groups:
+            for dtype in (torch.float32, torch.bfloat16):
+                # Amplitudes from denormal to huge, a group of zeros, and a last group that is short.
+                x = draw.normal(9, 2 * group + group // 2) * 10.0 ** torch.arange(-6.0, 3.0).unsqueeze(1)
+                x[4] = 0.0
+                label = f"groups of {group}, {str(dtype).removeprefix('torch.')}"
+                yield Case(operation, label, (x.to(dtype), group), SAME)
+
+
+_FAMILIES: tuple[Callable[[Draw], Iterator[Case]], ...] = (
+    _linear,
+    _grouped_linear,
+    _experts,
+    _swiglu,
+    _route,
+    _rms_norm,
+    _rope,
+    _pool,
+    _hadamard,
+    _index_topk,
+    _sparse_attention,
+    _hyper_connections,
+    _rounding,
+)

@@ -1,0 +1,119 @@
+"""The certificate: what was measured, against which bound, on which machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Progress = Callable[[str], None]
+"""Told what is about to be checked, one short line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One measured value and its bound.
+
+    group: "kernel", "golden" or "checkpoint". value: the error (or agreement) that is judged; at_least:
+    whether the bound is a lower one. max_abs, mean_abs: errors in the tensor's own unit, where they mean
+    something.
+    """
+
+    group: str
+    name: str
+    detail: str
+    value: float
+    bound: float
+    at_least: bool = False
+    max_abs: float | None = None
+    mean_abs: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Within its bound; NaN never is."""
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+
+@dataclass
+class Report:
+    """All checks of one run."""
+
+    device: str
+    machine: dict[str, str]
+    checks: list[Check] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check is within its bound."""
+        return all(check.passed for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; not-finite numbers become None, which JSON has a word for."""
+        checks = [{**asdict(check), "passed": check.passed} for check in self.checks]
+        for check in checks:
+            for key, value in check.items():
+                if (isinstance(value, float) and value != value) or value in (float("inf"), float("-inf")):
+                    check[key] = None
+        return {"passed": self.passed, "device": self.device, "machine": self.machine, "checks": checks}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a result is from the expected one: absolute errors, and the largest relative to `unit`."""
+
+    max_abs: float
+    mean_abs: float
+    relative: float
+
+
+def difference(got: Tensor, expected: Tensor, unit: float | None = None) -> Difference:
+    """Compare two tensors of one shape. unit: what errors are read against (default: rms of the expected).
+
+    Integers count the share of entries that differ. A value that is not finite makes the error infinite.
+    """
+    got, expected = got.detach().cpu(), expected.detach().cpu()
+    assert got.shape == expected.shape, (got.shape, expected.shape)
+    if expected.numel() == 0:
+        return Difference(0.0, 0.0, 0.0)
+    if not expected.is_floating_point():
+        share = float((got != expected).double().mean())
+        return Difference(share, share, share)
+    wanted = expected.double()
+    error = (got.double() - wanted).abs()
+    if not bool(torch.isfinite(error).all()):
+        return Difference(float("inf"), float("inf"), float("inf"))
+    if unit is None:
+        unit = float(wanted.square().mean().sqrt())
+    largest = float(error.max())
+    return Difference(largest, float(error.mean()), largest / unit if unit else largest)
+
+
+def machine(device: str) -> dict[str, str]:
+    """What this ran on: processor or accelerator, versions, threads."""
+    kind = torch.device(device).type
+    accelerator = torch.get_device_module(kind).get_device_name(device) if kind != "cpu" else _processor()
+    return {
+        "device": accelerator,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _processor() -> str:
+    """Name of the CPU and the number of its cores that we may use."""
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            name = next(
+                (line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name
+            )
+    except OSError:  # not Linux
+        pass
+    return f"{name}, {os.cpu_count()} cores"

@@ -1,0 +1,228 @@
+"""generate and chat: what goes where, seeds, formats, interruption."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+
+import pytest
+
+from fourfold.cli import answer, console
+from fourfold.cli import chat as chat_module
+from fourfold.cli.chat import Conversation, repl
+from fourfold.cli.model import Opened, open_model
+from fourfold.engine.generate import Timing
+from fourfold.engine.sampler import Sampling
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_folder):
+    return open_model(str(tiny_folder), device="cpu", numerics="exact", threads=1)
+
+
+def test_answer_on_stdout_the_rest_on_stderr(run, tiny_folder):
+    ran = run("generate", "once upon", "-m", tiny_folder, "-n", 8, "--seed", 1)
+    assert ran.code == 0
+    again = run("generate", "once upon", "-m", tiny_folder, "-n", 8, "--seed", 1, "--json")
+    document = json.loads(again.out)
+    assert ran.out.rstrip("\n") == document["text"].rstrip("\n")
+    assert document["tokens"] <= 8
+    assert document["seed"] == 1
+    assert document["finish_reason"] in ("stop", "length")
+    for line in ran.err.splitlines():
+        assert line.startswith("fourfold: ")
+    assert "tiny, 4 layers" in ran.err
+    assert "tok/s" in ran.err
+
+
+def test_greedy_is_the_same_without_a_seed(run, tiny_folder):
+    words = ("generate", "a", "-m", tiny_folder, "-n", 6, "--temperature", 0)
+    assert run(*words).out == run(*words).out
+
+
+def test_prompt_from_stdin(run, tiny_folder, monkeypatch):
+    words = ("-m", tiny_folder, "-n", 4, "--temperature", 0)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("once upon"))
+    assert run("generate", "-", *words).out == run("generate", "once upon", *words).out
+
+
+def test_chat_format_asks_with_the_markers(run, tiny_folder):
+    raw, chat = (
+        json.loads(run("generate", "hi", "-m", tiny_folder, "-n", 2, "--json", *flags).out)
+        for flags in ((), ("--chat",))
+    )
+    assert chat["prompt_tokens"] == raw["prompt_tokens"] + 3  # user, assistant, end of thinking
+
+
+def test_thinking_goes_to_stderr(run, tiny_folder):
+    document = json.loads(
+        run("generate", "hi", "-m", tiny_folder, "-n", 5, "--seed", 1, "--json", "--chat", "--think").out
+    )
+    ran = run("generate", "hi", "-m", tiny_folder, "-n", 5, "--seed", 1, "--chat", "--effort", "high")
+    assert document["reasoning"]
+    assert document["reasoning"] in ran.err
+    assert document["text"] in ran.out
+
+
+def test_a_model_without_tokenizer_is_named(run, tiny_folder, tmp_path):
+    folder = tmp_path / "bare"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "tokenizer.json").unlink()
+    for words in (("generate", "x", "-m", folder), ("chat", folder)):
+        ran = run(*words)
+        assert ran.code == 1
+        assert "has no tokenizer.json" in ran.err
+
+
+def test_prompt_that_does_not_fit_is_refused_with_numbers(run, tiny_folder):
+    ran = run("generate", "x " * 600, "-m", tiny_folder)
+    assert ran.code == 1
+    assert "positions for 512" in ran.err
+
+
+def test_sampling_of_the_checkpoint_unless_the_user_chose(tiny_folder, tmp_path):
+    folder = tmp_path / "advised"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "generation_config.json").write_text('{"temperature": 0.7, "top_p": 0.9, "do_sample": true}')
+    opened = open_model(str(folder), device="cpu", numerics="exact", threads=0)
+    assert opened.sampler(temperature=None, seed=3) == {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 0,
+        "min_p": 0.0,
+        "seed": 3,
+    }
+    assert opened.sampler(temperature=0.0)["temperature"] == 0.0
+
+
+class Interrupted:
+    """A generation that Ctrl-C ends after two pieces."""
+
+    prompt_ids = (1, 2)
+    ids = (3, 4)
+    timing = Timing(prefill_tokens=2, prefill_seconds=0.001, decode_tokens=31, decode_seconds=0.75)
+
+    def __iter__(self):
+        yield "one "
+        yield "two"
+        raise KeyboardInterrupt
+
+    def rest(self) -> str:
+        return " th"
+
+
+def test_ctrl_c_keeps_what_was_said(capfd):
+    spoken = answer.speak(Interrupted(), None)  # type: ignore[arg-type]
+    assert spoken == answer.Spoken(text="one two th", reasoning="", interrupted=True)
+    assert capfd.readouterr().out == "one two th"
+
+
+def test_generate_after_ctrl_c_is_130_and_complete(run, tiny_folder, monkeypatch):
+    monkeypatch.setattr("fourfold.cli.generate.run", lambda *_, **__: Interrupted())
+    ran = run("generate", "x", "-m", tiny_folder)
+    assert ran.code == 130
+    assert ran.out == "one two th\n"
+    assert "2 tokens, prefill 2,000 tok/s, decode 41.3 tok/s" in ran.err
+
+
+def talk(opened: Opened, lines: list[str | type[BaseException]], **options: object) -> Conversation:
+    conversation = Conversation(
+        opened,
+        None,
+        {"thinking": False, "effort": None, "format": "preview"},
+        {"max_tokens": 4, "temperature": 0.0, **options},
+    )
+    left = iter(lines)
+
+    def read() -> str:
+        line = next(left, EOFError)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    repl(conversation, read)
+    return conversation
+
+
+def test_chat_remembers_the_turns(opened, capfd):
+    conversation = talk(opened, ["hello", "more"])
+    assert [turn["role"] for turn in conversation.turns] == ["user", "assistant"] * 2
+    assert capfd.readouterr().out.count("\n") >= 2
+
+
+def test_chat_commands(opened, capfd):
+    conversation = talk(
+        opened, ["hello", "/reset", "/help", "/bogus", "", KeyboardInterrupt, "/quit", "never"]
+    )
+    assert conversation.turns == []
+    err = capfd.readouterr().err
+    for text in ("forgotten", "/quit", "no command /bogus", "Ctrl-D or /quit leaves"):
+        assert text in err
+
+
+def test_a_path_is_a_message_not_a_command(opened, capfd):
+    assert talk(opened, ["/usr/bin is a folder"]).turns[0]["content"] == "/usr/bin is a folder"
+    capfd.readouterr()
+
+
+def test_a_turn_that_does_not_fit_leaves_the_conversation(opened, capfd):
+    conversation = talk(opened, ["hello", "x " * 600, "again"])
+    assert len(conversation.turns) == 4
+    assert "positions for 512" in capfd.readouterr().err
+
+
+def test_interrupted_turn_keeps_the_partial_answer(opened, capfd, monkeypatch):
+    real = chat_module.speak
+
+    def stopped(generation, request):
+        spoken = real(generation, request)
+        return answer.Spoken(spoken.text[:1], "", interrupted=True)
+
+    monkeypatch.setattr(chat_module, "speak", stopped)
+    conversation = talk(opened, ["hello"])
+    assert conversation.turns[1]["role"] == "assistant"
+    assert "stopped, " in capfd.readouterr().err
+
+
+def test_chat_over_a_pipe(run, tiny_folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n/reset\nhello\n"))
+    ran = run("chat", tiny_folder, "-n", 5, "--temperature", 0)
+    assert ran.code == 0
+    half = len(ran.out) // 2
+    assert ran.out[:half] == ran.out[half:]
+
+
+def test_wrong_chat_options_are_told_at_once(run, tiny_folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    for option, value in (("--effort", "huge"), ("--prompt-format", "1999")):
+        ran = run("chat", tiny_folder, option, value)
+        assert ran.code == 1
+        assert value in ran.err
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(2310.4, "2,310"), (41.32, "41.3"), (0.523, "0.52"), (99.96, "100.0"), (0, "0.00")]
+)
+def test_numbers(value, text):
+    assert console.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(12, "12 B"), (1536, "1.5 KiB"), (157e9, "146.2 GiB"), (0, "0 B"), (2**50, "1,024.0 TiB")],
+)
+def test_sizes(count, text):
+    assert console.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(284.3e9, "284B"), (15.7e6, "15.7M"), (1.6e12, "1.6T"), (999, "999")]
+)
+def test_amounts(count, text):
+    assert console.amount(count) == text
+
+
+def test_sampling_defaults_are_the_models_own_distribution():
+    assert Sampling() == Sampling(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0)

@@ -1,0 +1,106 @@
+"""inspect, export, synth, kernels, verify and train from the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fourfold import conformance, kernels
+from fourfold.cli import verify as verify_module
+from fourfold.conformance.report import Check, Report
+
+
+def test_inspect_in_words_and_as_a_document(run, tiny_folder):
+    ran = run("inspect", tiny_folder)
+    assert ran.code == 0
+    for text in ("4 (2 swa, 1 csa, 1 hca)", "active", "fp4", "1M tokens"):
+        assert text in ran.out
+    document = json.loads(run("inspect", tiny_folder, "--json").out)
+    assert document["layers"] == {"swa": 2, "csa": 1, "hca": 1}
+    assert sum(document["bytes_by_format"].values()) == document["bytes_total"]
+
+
+def test_export_keeps_and_converts(run, tiny_folder, tmp_path):
+    ran = run("export", tiny_folder, tmp_path / "same")
+    assert (ran.code, ran.out) == (0, f"{tmp_path / 'same'}\n")
+    same, original = (tmp_path / "same" / "model.safetensors", tiny_folder / "model.safetensors")
+    assert same.read_bytes() == original.read_bytes()
+    assert run("export", tiny_folder, tmp_path / "wide", "--experts", "bf16").code == 0
+    assert json.loads(run("inspect", tmp_path / "wide", "--json").out)["expert_format"] == "bf16"
+    again = run("export", tiny_folder, tmp_path / "same")
+    assert again.code == 1
+    assert run("export", tiny_folder, tmp_path / "same", "--overwrite").code == 0
+
+
+def test_synth_writes_what_was_asked(run, tmp_path):
+    words = (
+        "--layers",
+        2,
+        "--experts",
+        4,
+        "--hidden",
+        128,
+        "--set",
+        "vocab_size=64",
+        "--set",
+        "q_lora_rank=32",
+    )
+    ran = run("synth", tmp_path / "a", *words, "--set", "num_attention_heads=8", "--set", "o_lora_rank=32")
+    assert (ran.code, ran.out) == (0, f"{tmp_path / 'a'}\n")
+    document = json.loads(run("inspect", tmp_path / "a", "--json").out)
+    assert (document["vocab_size"], document["experts"]) == (64, 4)
+    ran = run("synth", tmp_path / "b", "--set", "no_such_key=1")
+    assert ran.code == 1
+    assert "no_such_key" in ran.err
+
+
+def test_kernels_names_every_operation(run):
+    ran = run("kernels")
+    assert ran.code == 0
+    assert [line.split()[0] for line in ran.out.splitlines()[1:]] == list(kernels.OPERATIONS)
+    document = json.loads(run("kernels", "--json", "--device", "cpu").out)
+    assert list(document["operations"]["cpu"]) == list(kernels.OPERATIONS)
+    assert document["cpu"]["threads"] >= 1
+
+
+def check(group: str, value: float, bound: float = 1e-4) -> Check:
+    return Check(group=group, name="prefill", detail="300 tokens", value=value, bound=bound, max_abs=value)
+
+
+def test_verify_passes_on_this_machine(run, tiny_folder, monkeypatch):
+    report = conformance.certify(tiny_folder, "cpu")
+    monkeypatch.setattr(verify_module, "certify", lambda *_: report)
+    ran = run("verify", tiny_folder)
+    assert ran.code == 0, ran.err
+    for text in ("linear", "streams csa", "mtp", "share of equal first choices", "torch"):
+        assert text in ran.out
+    assert "FAILED" not in ran.out
+    document = json.loads(run("verify", tiny_folder, "--json").out)
+    assert document["passed"]
+    assert {entry["group"] for entry in document["checks"]} == {"kernel", "golden", "checkpoint"}
+
+
+@pytest.mark.parametrize("value", [2e-4, float("nan"), float("inf")])
+def test_verify_out_of_bounds_is_1_and_named(run, tiny_folder, monkeypatch, value):
+    checks = [check("kernel", 0.0), check("golden", value), check("checkpoint", 0.0)]
+    monkeypatch.setattr(verify_module, "certify", lambda *_: Report("cpu", {"device": "test"}, checks))
+    ran = run("verify", tiny_folder)
+    assert ran.code == 1
+    assert "FAILED" in ran.out
+    assert "golden prefill, 300 tokens" in ran.err
+    assert "2 of 3 checks passed" in ran.err
+    assert json.loads(run("verify", tiny_folder, "--json").out)["passed"] is False
+
+
+def test_train_names_what_is_wrong_with_its_config(run, tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text("[model]\nconfig = 'c'\n[data]\n[run]\nwieght = 1\n")
+    ran = run("train", config)
+    assert ran.code == 1
+    assert ran.err.startswith("fourfold: error: ")
+    config.write_text("wieght = 1\n")
+    assert "wieght" in run("train", config).err
+    ran = run("train", config, "--set", "nonsense")
+    assert ran.code == 1
+    assert "nonsense" in ran.err
