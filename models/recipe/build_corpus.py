@@ -23,7 +23,8 @@ import teacher
 import templates
 import wordlists
 from records import Record
-from tokenizers import Tokenizer
+
+from fourfold.train.corpus import Encoder
 
 HELD_OUT_PERCENT = 3
 PLAIN_STORY_PERCENT = 30
@@ -119,14 +120,14 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"[a-z]+(?:'[a-z]+)?", text.lower())
 
 
-def from_chitchat(known: set[str], tokens: int, tokenizer: Tokenizer) -> list[Record]:
+def from_chitchat(known: set[str], tokens: int, encoder: Encoder) -> list[Record]:
     """Exchanges of known words only, up to about this many tokens, in a fixed shuffled order."""
     pairs = [p for p in dict.fromkeys(chitchat.pairs()) if known.issuperset(words_of(" ".join(p)))]
     pairs.sort(key=lambda pair: filters.bucket(" ".join(pair), 2**40))
     chosen: list[Record] = []
     for said, answered in pairs:
-        record = {"kind": "chat", "source": "chitchat", "prompt": said, "response": answered}
-        tokens -= len(records.answer_ids(record, tokenizer)[0])
+        record = {"kind": "smalltalk", "source": "chitchat", "prompt": said, "response": answered}
+        tokens -= len(encoder.record(record)[0])
         if tokens < 0:
             break
         chosen.append(record)
@@ -137,7 +138,7 @@ def held_out(record: Record) -> bool:
     return filters.bucket("split:" + records.key(record), 100) < HELD_OUT_PERCENT
 
 
-def describe(split: dict[str, list[Record]], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+def describe(split: dict[str, list[Record]], encoder: Encoder) -> list[dict[str, Any]]:
     """Documents and tokens per source and kind, for the manifest."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for side, members in split.items():
@@ -146,7 +147,7 @@ def describe(split: dict[str, list[Record]], tokenizer: Tokenizer) -> list[dict[
             row = rows.setdefault(
                 where, {"source": where[0], "kind": where[1], "licence": LICENCES[where[0]]}
             )
-            ids, _ = records.answer_ids(record, tokenizer)
+            ids, _ = encoder.record(record)
             row[f"{side}_documents"] = row.get(f"{side}_documents", 0) + 1
             row[f"{side}_tokens"] = row.get(f"{side}_tokens", 0) + len(ids)
     return [rows[where] for where in sorted(rows)]
@@ -158,11 +159,11 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    tokenizer = Tokenizer.from_file(str(args.tokenizer))
+    encoder = Encoder(args.tokenizer)
     drops: Counter[str] = Counter()
     written = from_teacher(args.raw, drops)
-    tokens = sum(len(records.answer_ids(r, tokenizer)[0]) for r in written)
-    chat = from_chitchat(known_words(written), int(tokens * CHITCHAT_SHARE), tokenizer)
+    tokens = sum(len(encoder.record(r)[0]) for r in written)
+    chat = from_chitchat(known_words(written), int(tokens * CHITCHAT_SHARE), encoder)
     everything = [*written, *from_templates(), *chat]
     everything.sort(key=lambda r: filters.bucket(json.dumps(r, sort_keys=True), 2**40))
     split = {
@@ -171,7 +172,7 @@ def main() -> None:
     }
     for side, members in split.items():
         records.write(args.out / f"{side}.jsonl.xz", members)
-    sources = describe(split, tokenizer)
+    sources = describe(split, encoder)
     manifest = {
         "teacher": TEACHER,
         "prompt_templates": teacher.TEMPLATES_VERSION,

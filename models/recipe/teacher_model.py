@@ -164,7 +164,7 @@ class Teacher:
         S = int(positions.max()) + 1
         everything = B == self.rows
         stored = torch.arange(S)
-        mask = (stored <= positions[:, :, None])[:, None]  # [B, 1, T, S]
+        mask = stored.le(positions[:, :, None])[:, None]  # [B, 1, T, S]
         cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
         where = (slots[:, None, None], torch.arange(G)[None, :, None], positions[:, None, :])
         x = self.embedding[ids]
