@@ -35,10 +35,13 @@ TEACHER = {
     "sha256": "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
     "licence": "Apache-2.0",
 }
+# Built by wordnet.py and smalltalk.py for a first stage of training; only counted here.
+FIRST_STAGE = ("sentences.jsonl.xz", "smalltalk.jsonl.xz")
 LICENCES = {
     "teacher": "Apache-2.0 (text written by the teacher)",
     "template": "MIT (ours)",
     "chitchat": "MIT (chitchat-dataset 0.9.0, BYU Perception, Control and Cognition lab)",
+    "wordnet": "WordNet 3.0 licence (Princeton University; permissive, with notice)",
 }
 
 
@@ -48,6 +51,7 @@ def from_teacher(paths: Iterable[Path], drops: Counter[str]) -> list[Record]:
     for path in paths:
         for raw in records.read(path):
             drops["raw"] += 1
+            drops[f"templates {raw['templates']}"] += 1
             text = filters.repair(raw["response"], raw["kind"])
             reason = filters.reason_to_drop(raw, text)
             if reason:
@@ -135,6 +139,9 @@ def from_chitchat(known: set[str], tokens: int, encoder: Encoder) -> list[Record
 
 
 def held_out(record: Record) -> bool:
+    """Decided by the prompt alone. Never chitchat: smalltalk.jsonl.xz holds the same exchanges."""
+    if record["source"] == "chitchat":
+        return False
     return filters.bucket("split:" + records.key(record), 100) < HELD_OUT_PERCENT
 
 
@@ -173,9 +180,11 @@ def main() -> None:
     for side, members in split.items():
         records.write(args.out / f"{side}.jsonl.xz", members)
     sources = describe(split, encoder)
+    first = {name: list(records.read(args.out / name)) for name in FIRST_STAGE if (args.out / name).exists()}
+    versions = [v for v in range(teacher.TEMPLATES_VERSION + 1) if f"templates {v}" in drops]
     manifest = {
         "teacher": TEACHER,
-        "prompt_templates": teacher.TEMPLATES_VERSION,
+        "documents_by_prompt_templates_version": {v: drops.pop(f"templates {v}") for v in versions},
         "sampling": {
             "temperature": teacher.TEMPERATURE,
             "top_k": teacher.TOP_K,
@@ -186,6 +195,11 @@ def main() -> None:
         "teacher_documents": drops.pop("raw"),
         "teacher_documents_dropped": dict(sorted(drops.items())),
         "sources": sources,
+        "first_stage": [
+            {"file": name, **row}
+            for name, rows in first.items()
+            for row in describe({"train": rows}, encoder)
+        ],
         "train_tokens": sum(row.get("train_tokens", 0) for row in sources),
         "heldout_tokens": sum(row.get("heldout_tokens", 0) for row in sources),
     }
