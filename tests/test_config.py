@@ -152,7 +152,7 @@ def test_keys_that_change_nothing_are_ignored():
         ({"compress_ratios": [0, 4, 64, 4, 128]}, r"compress_ratios\[2\] is 64; allowed: one of \(0, 4"),
         ({"compress_ratios": [0, 4, 128, 4, 128, 4]}, "allowed: 0 for MTP blocks"),
         ({"compress_rates": {"compressed_sparse_attention": 8}}, "they must agree"),
-        ({"layer_types": ["sliding_attention"] * 5, "compress_rates": {}}, "compress_ratios is .* must agree"),
+        ({"layer_types": ["sliding_attention"] * 5, "compress_rates": {}}, "compress_ratios .* must agree"),
         ({"partial_rotary_factor": 0.25}, "qk_rope_head_dim is 64 but partial_rotary_factor says 32"),
         ({"partial_rotary_factor": 0.3}, "a whole number of head_dim's 128 channels"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.type is .'linear'.; allowed: 'yarn'"),

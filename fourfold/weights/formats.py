@@ -27,7 +27,7 @@ from fourfold.kernels.formats import (
 Format = Literal["fp4", "fp8", "bf16", "f32", "int"]
 
 _E8M0_BIAS = 127
-_E8M0_NAN = 255
+E8M0_NAN = 255
 _SMALLEST_SCALE, _LARGEST_SCALE = 2.0**-126, 2.0**127  # e8m0's 2^-127 is subnormal in float32: not used
 # A value belongs to the first code whose border it does not exceed.  A tie goes to the even code, which is
 # the lower one at every other border; at the others the border is a hair below the tie.
@@ -46,7 +46,7 @@ def is_e8m0(scale: Tensor) -> bool:
     """True if every value of a float32 scale is a power of two that e8m0 holds."""
     mantissa, exponent = torch.frexp(scale.to(torch.float32))
     exponent = exponent - 1 + _E8M0_BIAS
-    return bool(((mantissa == 0.5) & (exponent >= 0) & (exponent < _E8M0_NAN)).all())
+    return bool(((mantissa == 0.5) & (exponent >= 0) & (exponent < E8M0_NAN)).all())
 
 
 def scale_shape(shape: tuple[int, ...], fmt: Format) -> tuple[int, ...] | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fourfold.config import ModelConfig
 from fourfold.errors import CheckpointError
-from fourfold.weights.formats import encode_e8m0, is_e8m0
+from fourfold.weights.formats import E8M0_NAN, encode_e8m0, is_e8m0
 from fourfold.weights.layout import Entry, check_layout
 from fourfold.weights.names import parameter_of, scale_name
 from fourfold.weights.progress import byte_progress
@@ -56,19 +56,21 @@ def read_checkpoint(
     with Reader() as reader, byte_progress("loading", total, show=progress) as advance:
         for item in items:
             if item.expert is None:
-                tensor = torch.empty(item.shape, dtype=item.dtype, device=device)
-                reader.copy(item.stored, tensor, advance)
-                yield item.parameter, _finish(item, tensor, config)
+                tensor = reader.copy(
+                    item.stored, torch.empty(item.shape, dtype=item.dtype, device=device), advance
+                )
+                _check_values(item, tensor, config)
+                yield item.parameter, _in_memory(item, tensor)
                 continue
             if item.parameter not in stacks:
                 shape = (config.n_routed_experts, *item.shape)
                 stacks[item.parameter] = (torch.empty(shape, dtype=item.dtype, device=device), 0)
             stack, filled = stacks[item.parameter]
-            reader.copy(item.stored, stack[item.expert], advance)
+            _check_values(item, reader.copy(item.stored, stack[item.expert], advance), config)
             stacks[item.parameter] = (stack, filled + 1)
             if filled + 1 == config.n_routed_experts:
                 del stacks[item.parameter]
-                yield item.parameter, _finish(item, stack, config)
+                yield item.parameter, _in_memory(item, stack)
     assert not stacks
 
 
@@ -96,18 +98,30 @@ def _item(entry: Entry, stored: Stored) -> _Item:
     return _Item(stored, parameter, expert, dtype, shape)
 
 
-def _finish(item: _Item, tensor: Tensor, config: ModelConfig) -> Tensor:
-    """The parameter as the model keeps it; checks the values that could make every answer nonsense."""
+def _check_values(item: _Item, tensor: Tensor, config: ModelConfig) -> None:
+    """What could make every answer nonsense without a trace: broken scales, experts that do not exist."""
     if item.parameter.endswith(".scale"):
-        values = tensor.to(torch.float32)
-        if not bool((torch.isfinite(values) & (values > 0)).all()):
+        if tensor.dtype == torch.float8_e8m0fnu:
+            broken = tensor.view(torch.uint8) == E8M0_NAN
+        else:
+            broken = ~((tensor > 0) & (tensor < torch.inf))
+        if bool(broken.any()):
             raise CheckpointError(
-                f"{item.stored}: scales that are not finite numbers above 0 in {item.parameter}"
+                f"{item.stored}: has scales that are not numbers above 0. Download it again"
             )
-        return encode_e8m0(values) if tensor.dtype == torch.float32 and is_e8m0(values) else tensor
-    if item.parameter.endswith(".tid2eid"):
-        if not bool(((tensor >= 0) & (tensor < config.n_routed_experts)).all()):
-            allowed = f"0 to {config.n_routed_experts - 1}"
-            raise CheckpointError(f"{item.stored}: expert numbers out of range; allowed: {allowed}")
+    if item.parameter.endswith(".tid2eid") and not bool(
+        ((tensor >= 0) & (tensor < config.n_routed_experts)).all()
+    ):
+        allowed = f"0 to {config.n_routed_experts - 1}"
+        raise CheckpointError(f"{item.stored}: has expert numbers out of range; allowed: {allowed}")
+
+
+def _in_memory(item: _Item, tensor: Tensor) -> Tensor:
+    """The parameter as the model keeps it: float32 powers of two become e8m0, integers int64."""
+    if tensor.dtype == torch.int32:
         return tensor.to(torch.int64)
+    if item.parameter.endswith(".scale") and tensor.dtype == torch.float32:
+        rows = tensor.view(-1, tensor.shape[-1]).split(1 << 16)  # in parts: a stack of scales can be large
+        if all(is_e8m0(part) for part in rows):
+            return torch.cat([encode_e8m0(part) for part in rows]).view(tensor.shape)
     return tensor

@@ -30,6 +30,9 @@ from fourfold.weights.writer import SHARD_SIZE, write_folder
 PRESETS = ("flash", "pro", "flash-base", "pro-base")
 
 _CHUNK = 1 << 24  # values drawn at a time: an embedding in float32 would not fit where its bf16 does
+_FP8_DEVIATION = (
+    150.0  # of the codes, at most: the outermost of 256 quantiles, 2.9 deviations, stays below 448
+)
 # Mean, and standard deviation where it does not follow from the width, by the end of the name.
 _STATISTICS = {
     "norm.weight": (1.0, 0.1),
@@ -160,6 +163,7 @@ def _hash_table(name: str, shape: tuple[int, ...], experts: int, seed: int) -> T
 def _packed(name: str, shape: tuple[int, ...], fmt: Format, seed: int) -> Iterator[Pending]:
     scales = scale_shape(shape, fmt)
     assert scales is not None
+    deviation = 1 / math.sqrt(shape[-1])
     if fmt == "fp4":
         # The sixteen codes, equally often, are close to a normal distribution cut at two deviations.
         codes: Callable[[], Tensor] = functools.partial(
@@ -168,20 +172,21 @@ def _packed(name: str, shape: tuple[int, ...], fmt: Format, seed: int) -> Iterat
         rms = math.sqrt(sum(value**2 for value in E2M1_VALUES) / len(E2M1_VALUES))
         yield Pending(name, "I8", (*shape[:-1], shape[-1] // 2), codes)
     else:
-        table = _fp8_table()
-        rms = float(table.view(torch.float8_e4m3fn).to(torch.float32).square().mean().sqrt())
+        # One scale for the matrix, and codes whose deviation makes up for its being a power of two.
+        power = 2.0 ** math.ceil(math.log2(deviation / _FP8_DEVIATION))
+        table = _fp8_table(deviation / power)
+        rms = deviation / power
         yield Pending(name, "F8_E4M3", shape, functools.partial(_codes, name, shape, table, seed))
-    deviation = 1 / math.sqrt(shape[-1])
     yield Pending(
         scale_name(name), "F8_E8M0", scales, functools.partial(_scales, name, scales, deviation / rms, seed)
     )
 
 
 @functools.cache
-def _fp8_table() -> Tensor:
+def _fp8_table(deviation: float) -> Tensor:
     """256 equally likely values of a normal distribution as e4m3 bytes."""
-    quantiles = [NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)]
-    return (torch.tensor(quantiles) * 128).to(torch.float8_e4m3fn).view(torch.uint8)
+    quantiles = [NormalDist(0, deviation).inv_cdf((i + 0.5) / 256) for i in range(256)]
+    return torch.tensor(quantiles).to(torch.float8_e4m3fn).view(torch.uint8)
 
 
 def _codes(name: str, shape: tuple[int, ...], table: Tensor | None, seed: int) -> Tensor:
