@@ -114,7 +114,7 @@ class Interrupted:
 
 
 def test_ctrl_c_keeps_what_was_said(capfd):
-    spoken = answer.speak(Interrupted(), None)  # type: ignore[arg-type]
+    spoken = answer.speak(Interrupted(), None)
     assert spoken == answer.Spoken(text="one two th", reasoning="", interrupted=True)
     assert capfd.readouterr().out == "one two th"
 
@@ -174,7 +174,7 @@ def test_a_turn_that_does_not_fit_leaves_the_conversation(opened, capfd):
 
 
 def test_interrupted_turn_keeps_the_partial_answer(opened, capfd, monkeypatch):
-    real = chat_module.speak
+    real = answer.speak
 
     def stopped(generation, request):
         spoken = real(generation, request)

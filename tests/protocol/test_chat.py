@@ -144,8 +144,8 @@ def test_finish_twice_is_nothing():
     [
         Chat(messages=[]),
         Chat(messages=[{"role": "nobody", "content": "x"}]),
-        Chat(messages=[{"role": "user", "content": "x"}], thinking=True, effort="some"),  # type: ignore[arg-type]
-        Chat(messages=[{"role": "user", "content": "x"}], format="1"),  # type: ignore[arg-type]
+        Chat(messages=[{"role": "user", "content": "x"}], thinking=True, effort="some"),
+        Chat(messages=[{"role": "user", "content": "x"}], format="1"),
     ],
     ids=["empty", "role", "effort", "format"],
 )

@@ -1,0 +1,21 @@
+"""Ask a question in the chat format and split reasoning from answer.  python examples/ask.py [CHECKPOINT]"""
+
+import sys
+
+import fourfold
+from fourfold.protocol import Chat
+
+m = fourfold.load(sys.argv[1] if len(sys.argv) > 1 else fourfold.shipped_model())
+assert m.tokenizer is not None
+chat = Chat(
+    messages=[
+        {"role": "system", "content": "Answer in one sentence."},
+        {"role": "user", "content": "What do cats eat?"},
+    ],
+    thinking=False,
+)
+parser = chat.parser()
+answer = fourfold.generate(m, chat.prompt().encode(m.tokenizer), max_tokens=40, temperature=0.7, seed=1)
+parts = [parser.push(piece) for piece in answer] + [parser.finish()]
+print("reasoning:", "".join(part.reasoning for part in parts))
+print("answer:   ", "".join(part.content for part in parts))
