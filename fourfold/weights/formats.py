@@ -26,7 +26,7 @@ from fourfold.kernels.formats import (
 
 Format = Literal["fp4", "fp8", "bf16", "f32", "int"]
 
-_E8M0_BIAS = 127
+E8M0_BIAS = 127
 E8M0_NAN = 255
 _SMALLEST_SCALE, _LARGEST_SCALE = 2.0**-126, 2.0**127  # e8m0's 2^-127 is subnormal in float32: not used
 # A value belongs to the first code whose border it does not exceed.  A tie goes to the even code, which is
@@ -39,13 +39,13 @@ _LOSSLESS_SPREAD = 6  # powers of two between FP4 scales that one FP8 scale can 
 def encode_e8m0(scale: Tensor) -> Tensor:
     """Float32 powers of two in e8m0's range -> float8_e8m0fnu of the same shape, exactly."""
     _, exponent = torch.frexp(scale.to(torch.float32))
-    return (exponent - 1 + _E8M0_BIAS).to(torch.uint8).view(torch.float8_e8m0fnu)
+    return (exponent - 1 + E8M0_BIAS).to(torch.uint8).view(torch.float8_e8m0fnu)
 
 
 def is_e8m0(scale: Tensor) -> bool:
     """True if every value of a float32 scale is a power of two that e8m0 holds."""
     mantissa, exponent = torch.frexp(scale.to(torch.float32))
-    exponent = exponent - 1 + _E8M0_BIAS
+    exponent = exponent - 1 + E8M0_BIAS
     return bool(((mantissa == 0.5) & (exponent >= 0) & (exponent < E8M0_NAN)).all())
 
 

@@ -16,13 +16,14 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fourfold.config import ModelConfig
 from fourfold.errors import ConfigError
 from fourfold.kernels.formats import E2M1_VALUES
-from fourfold.weights.formats import Format, encode_e8m0, scale_shape
+from fourfold.weights.formats import E8M0_BIAS, Format, scale_shape
 from fourfold.weights.names import TensorSpec, checkpoint_spec, scale_name
 from fourfold.weights.shards import Pending
 from fourfold.weights.writer import SHARD_SIZE, write_folder
@@ -135,8 +136,8 @@ def _tensors(config: ModelConfig, seed: int) -> Iterator[Pending]:
             yield Pending(name, dtype, spec.shape, functools.partial(_normal, name, spec, seed))
 
 
-def _generator(name: str, seed: int) -> np.random.Generator:
-    return np.random.Generator(np.random.SFC64([seed, zlib.crc32(name.encode())]))
+def _source(name: str, seed: int) -> np.random.SFC64:
+    return np.random.SFC64([seed, zlib.crc32(name.encode())])
 
 
 def _normal(name: str, spec: TensorSpec, seed: int) -> Tensor:
@@ -145,7 +146,7 @@ def _normal(name: str, spec: TensorSpec, seed: int) -> Tensor:
     for ending, statistics in _STATISTICS.items():
         if name.endswith(ending):
             mean, deviation = statistics
-    generator = _generator(name, seed)
+    generator = np.random.Generator(_source(name, seed))
     out = torch.empty(math.prod(spec.shape), dtype=torch.bfloat16 if spec.kind == "bf16" else torch.float32)
     for begin in range(0, out.numel(), _CHUNK):
         part = out[begin : begin + _CHUNK]
@@ -156,7 +157,7 @@ def _normal(name: str, spec: TensorSpec, seed: int) -> Tensor:
 
 def _hash_table(name: str, shape: tuple[int, ...], experts: int, seed: int) -> Tensor:
     """tid2eid [V, K] int64: K distinct experts for each token id."""
-    draws = _generator(name, seed).random((shape[0], experts), dtype=np.float32)
+    draws = np.random.Generator(_source(name, seed)).random((shape[0], experts), dtype=np.float32)
     return torch.from_numpy(np.argsort(draws, axis=1)[:, : shape[1]].astype(np.int64))
 
 
@@ -190,14 +191,18 @@ def _fp8_table(deviation: float) -> Tensor:
 
 
 def _codes(name: str, shape: tuple[int, ...], table: Tensor | None, seed: int) -> Tensor:
-    raw = np.frombuffer(bytearray(_generator(name, seed).bytes(math.prod(shape))), dtype=np.uint8)
-    codes = raw if table is None else table.numpy()[raw]
-    return torch.from_numpy(codes).view(shape)
+    raw = _bytes(name, math.prod(shape), seed)
+    return torch.from_numpy(raw if table is None else table.numpy()[raw]).view(shape)
 
 
 def _scales(name: str, shape: tuple[int, ...], target: float, seed: int) -> Tensor:
     """Powers of two around `target`, the two nearest, mixed so that their mean square is target's square."""
     low = math.floor(math.log2(target))
     share = ((target / 2.0**low) ** 2 - 1) / 3
-    higher = _generator(scale_name(name), seed).random(shape, dtype=np.float32) < share
-    return encode_e8m0(torch.exp2(torch.from_numpy(higher).to(torch.float32) + low))
+    higher = _bytes(scale_name(name), math.prod(shape), seed) < round(share * 256)
+    return torch.from_numpy(higher.astype(np.uint8) + np.uint8(low + E8M0_BIAS)).view(shape)
+
+
+def _bytes(name: str, count: int, seed: int) -> npt.NDArray[np.uint8]:
+    """Random bytes, eight at a time as the generator makes them."""
+    return _source(name, seed).random_raw(-(-count // 8)).view(np.uint8)[:count]

@@ -11,9 +11,11 @@ from pathlib import Path
 SCRIPT = """
 import sys
 from pathlib import Path
+import torch
 from fourfold.config import ModelConfig
 from fourfold.weights import load, shards, synth
 
+torch.set_num_threads(1)  # this measures memory; leave the cores to the other tests
 shards._REMAP_EVERY, shards._CHUNK = 16 << 20, 4 << 20
 
 def memory(key):
