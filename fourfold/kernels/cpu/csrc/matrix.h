@@ -40,6 +40,9 @@ struct Matrix {
 // Width of a packed row of x: whole chunks for every instruction set, the rest zero.
 inline index_t packed_width(index_t columns) { return round_up(columns, 128); }
 
+// Distance between packed rows: one cache line more, or rows of 4 KiB multiples would evict each other.
+inline index_t packed_stride(index_t columns) { return packed_width(columns) + 16; }
+
 // One table per instruction set.
 struct Kernels {
     const char* name;

@@ -59,9 +59,9 @@ void share(index_t count, index_t work, Piece&& piece) {
 }
 
 float* pack_rows(const Kernels& k, Format format, const float* x, index_t n, index_t columns, Scratch& scratch) {
-    const index_t width = packed_width(columns);
-    float* packed = scratch.floats(n * width);
-    for (index_t i = 0; i < n; ++i) k.pack(format, x + i * columns, columns, packed + i * width);
+    const index_t stride = packed_stride(columns);
+    float* packed = scratch.floats(n * stride);
+    for (index_t i = 0; i < n; ++i) k.pack(format, x + i * columns, columns, packed + i * stride);
     return packed;
 }
 
@@ -143,7 +143,7 @@ void grouped_linear(const Matrix& stack, index_t groups, const float* x, index_t
     out.resize(n * groups);
     for (index_t g = 0; g < groups; ++g) {
         for (index_t i = 0; i < n; ++i) {
-            in[g * n + i] = packed + (i * groups + g) * packed_width(stack.columns);
+            in[g * n + i] = packed + (i * groups + g) * packed_stride(stack.columns);
             out[g * n + i] = y + (i * groups + g) * stack.rows;
         }
     }
@@ -180,7 +180,7 @@ void experts(const Experts& e, const float* x, const index_t* indices, const flo
     float* inner = inner_memory.floats(2 * count * inner_width);
     float* results = out_memory.floats(count * width);
     for (index_t i = 0; i < count; ++i) {
-        in[i] = packed + slots[i] / choices * packed_width(width);
+        in[i] = packed + slots[i] / choices * packed_stride(width);
         gate[i] = inner + i * inner_width;
         up[i] = inner + (count + i) * inner_width;
         out[i] = results + i * width;
@@ -196,7 +196,7 @@ void experts(const Experts& e, const float* x, const index_t* indices, const flo
     if (e.round_input)
         for (index_t i = 0; i < count; ++i) round_fp8(gate[i], inner_width);
     const float* repacked = pack_rows(k, e.w2.format, inner, count, inner_width, repacked_memory);
-    for (index_t i = 0; i < count; ++i) in[i] = repacked + i * packed_width(inner_width);
+    for (index_t i = 0; i < count; ++i) in[i] = repacked + i * packed_stride(inner_width);
     share_groups(groups, e.w2, count, [&](const Group& g, index_t begin, index_t end) {
         k.rows(e.w2[g.expert], begin, end, &in[g.begin], &out[g.begin], g.end - g.begin);
     });
