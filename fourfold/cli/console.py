@@ -66,8 +66,8 @@ def table(
         grid.add_column(column, justify=justify if number else "left", no_wrap=True, header_style="bold")
     for row in rows:
         grid.add_row(*row)
-    width = None if sys.stdout.isatty() else 200
-    Console(file=sys.stdout, width=width, highlight=False, markup=False).print(grid)
+    # Wider than any table: a narrow terminal may break lines, but no number is ever cut.
+    Console(file=sys.stdout, width=200, highlight=False, markup=False).print(grid)
 
 
 def stderr_console() -> Console:

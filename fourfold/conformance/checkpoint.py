@@ -67,25 +67,25 @@ def _check_paths(model: Transformer, ids: Tensor, whole: Tensor) -> Iterator[Che
     chunks = [model(ids[:, a : min(a + _CHUNK, split)], cache=cache).logits for a in range(0, split, _CHUNK)]
     found = difference(torch.cat(chunks, dim=1), whole[:, :split], unit)
     yield _measure(
-        "one path", f"chunks of {_CHUNK} = whole", found.relative, SAME_PATH, found.max_abs, found.mean_abs
+        "one path", f"chunks of {_CHUNK}", found.relative, SAME_PATH, found.max_abs, found.mean_abs
     )
     steps = [model(ids[:, t : t + 1], cache=cache).logits for t in range(split, ids.shape[1])]
     if steps:
         found = difference(torch.cat(steps, dim=1), whole[:, split:], unit)
-        detail = f"{len(steps)} tokens one by one = whole"
+        detail = f"{len(steps)} tokens one by one"
         yield _measure("one path", detail, found.relative, SAME_PATH, found.max_abs, found.mean_abs)
 
 
 def _check_deployed(exact: Output, deployed: Output, kinds: tuple[str, ...]) -> Iterator[Check]:
     found = difference(deployed.logits, exact.logits, float(exact.logits.std()))
     kl = kl_divergence(exact.logits, deployed.logits)
-    detail = f"mean KL in nats (largest {float(kl.max()):.3g}), exact to deployed"
+    detail = f"mean KL, nats (largest {float(kl.max()):.2g})"
     yield _measure("deployed", detail, float(kl.mean()), KL, found.max_abs, found.mean_abs)
     agree = (exact.logits.argmax(-1) == deployed.logits.argmax(-1)).double().mean()
     yield Check(
         group="checkpoint",
         name="deployed",
-        detail="share of equal first choices",
+        detail="same first choice",
         value=float(agree),
         bound=AGREEMENT,
         at_least=True,
@@ -100,7 +100,7 @@ def _check_kinds(exact: Output, deployed: Output, kinds: tuple[str, ...]) -> Ite
         error = float((a - b.float()).square().mean().sqrt() / a.square().mean().sqrt())
         worst[kind] = max(worst[kind], error if error == error else float("inf"))
     for kind, value in worst.items():
-        yield _measure("deployed", f"streams after {kind} blocks, rms error over rms", value, 0.5)
+        yield _measure("deployed", f"streams, {kind} blocks", value, 0.5)
 
 
 def kl_divergence(p: Tensor, q: Tensor) -> Tensor:

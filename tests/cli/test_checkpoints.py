@@ -73,7 +73,7 @@ def test_verify_passes_on_this_machine(run, tiny_folder, monkeypatch):
     monkeypatch.setattr(verify_module, "certify", lambda *_: report)
     ran = run("verify", tiny_folder)
     assert ran.code == 0, ran.err
-    for text in ("linear", "streams csa", "mtp", "share of equal first choices", "torch"):
+    for text in ("linear", "streams csa", "mtp", "same first choice", "torch"):
         assert text in ran.out
     assert "FAILED" not in ran.out
     document = json.loads(run("verify", tiny_folder, "--json").out)
