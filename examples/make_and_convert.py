@@ -11,7 +11,7 @@ from fourfold.weights.inspect import inspect_checkpoint
 from fourfold.weights.synth import synthesise
 
 folder = Path(sys.argv[1])
-small = {"vocab_size": 512, "num_attention_heads": 8, "o_lora_rank": 128}
+small = {"vocab_size": 512, "num_attention_heads": 8, "o_lora_rank": 128, "moe_intermediate_size": 128}
 config = synthesise(folder / "fp4", like="flash", layers=4, experts=8, hidden=256, overrides=small)
 print(f"layers: {', '.join(config.layer_kinds)}")
 export_checkpoint(folder / "fp4", folder / "fp8", experts="fp8")
