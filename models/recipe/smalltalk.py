@@ -2,7 +2,8 @@
 
     python models/recipe/smalltalk.py --tokenizer DIR --out models/corpus/smalltalk.jsonl.xz
 
-`build_corpus.py` takes only first turns in the teacher's words; here every exchange that passes `chitchat.turn`
+`build_corpus.py` takes only first turns in the teacher's words; here every exchange that passes
+`chitchat.turn`
 counts, so much of it refers to what was said before: good for grammar, not for answers.
 """
 

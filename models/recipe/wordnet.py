@@ -2,7 +2,8 @@
 
     python models/recipe/wordnet.py --dict DIR --tokenizer DIR --out models/corpus/sentences.jsonl.xz
 
-DIR holds WordNet's data.{verb,noun,adj,adv} files (Debian: package wordnet-base, /usr/share/wordnet). WordNet is
+DIR holds WordNet's data.{verb,noun,adj,adv} files (Debian: package wordnet-base, /usr/share/wordnet).
+WordNet is
 free to use, copy, modify and distribute with its copyright notice: WordNet 3.0 Copyright 2006 by Princeton
 University. All rights reserved.
 """
@@ -27,8 +28,13 @@ MIN_WORDS, MAX_WORDS = 4, 16
 TOKENS_A_WORD = 1.6  # more means rare words: the tokenizer's vocabulary is that of simple stories
 QUOTED = re.compile(r'"([^"]+)"(?!\s*-+\s*[A-Z])')  # not followed by an author's name
 PLAIN = re.compile(r"[A-Za-z0-9 ,.!?'\-]+")
-SUBJECT = re.compile(r"^(?:he|she|it|they|we|i|you|the|his|her|my|their|our|this|that|these|there|don't|please)\b", re.I)
-HARSH = re.compile(r"\b(?:nazi\w*|hitler|slave\w*|jew\w*|muslim\w*|prostitut\w*|virgin\w*|breast\w*|execut\w*|corpse\w*)\b", re.I)
+SUBJECT = re.compile(
+    r"^(?:he|she|it|they|we|i|you|the|his|her|my|their|our|this|that|these|there|don't|please)\b", re.I
+)
+HARSH = re.compile(
+    r"\b(?:nazi\w*|hitler|slave\w*|jew\w*|muslim\w*|prostitut\w*|virgin\w*|breast\w*|execut\w*|corpse\w*)\b",
+    re.I,
+)
 
 
 def examples(folder: Path) -> Iterator[str]:

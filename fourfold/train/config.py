@@ -1,0 +1,319 @@
+"""The training configuration: one strict TOML file, read into frozen dataclasses.
+
+Every key has a default except the few without which a run makes no sense; a key that is not
+documented here is refused by name, because a misspelt `wieght_decay` must not train a model.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from fourfold.errors import ConfigError
+
+SectionT = TypeVar("SectionT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """[model]: what is trained.
+
+    kind: "v4", the architecture this package is about, or "dense", a plain transformer as a yardstick.
+    config: path of the config.json (for "dense": of the V4 model it is to be compared with).
+    init_from: a run's checkpoint folder or an exported checkpoint to start from; "" starts at random.
+    seed: of the random initialisation.
+    init_std: standard deviation of random matrices; residual outputs are scaled down by depth.
+    """
+
+    kind: str = "v4"
+    config: str
+    init_from: str = ""
+    seed: int = 0
+    init_std: float = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSection:
+    """One [[data.files]] entry.
+
+    path: .jsonl, .jsonl.xz (objects with "text", or "prompt" and "response") or .txt (one sample a
+        blank-line block).
+    weight: how often an epoch sees each sample: 2 is twice, 0.5 is a different half each epoch.
+    kinds: keep only records whose "kind" is one of these; empty keeps all.
+    """
+
+    path: str
+    weight: float = 1.0
+    kinds: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection:
+    """[data]: the samples and how they become batches.
+
+    tokenizer: path of tokenizer.json or of the folder that holds it.
+    files: what is trained on.   held_out: what is only evaluated on (same form).
+    held_out_share: share of every training file that is put aside when `held_out` is empty.
+    sequence_length: tokens of a row (T).   batch_size: rows of a step (B).
+    loss_on: "all" tokens, or "answers": only what follows the assistant mark.
+    seed: of the shuffling.
+    """
+
+    tokenizer: str
+    files: tuple[FileSection, ...]
+    held_out: tuple[FileSection, ...] = ()
+    held_out_share: float = 0.01
+    sequence_length: int = 256
+    batch_size: int = 16
+    loss_on: str = "all"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSection:
+    """[optimizer]: Muon for matrices, AdamW for the rest (V4 report 2.4).
+
+    matrices: "muon", or "adamw" for everything.
+    lr: peak rate of Muon.   adamw_lr: peak rate of AdamW.
+    weight_decay: decoupled, multiplied by the rate; vectors and scalars have none.
+    momentum, gamma, steps: Muon's momentum, update scale and Newton-Schulz steps (fast, then settling).
+    beta1, beta2, eps: AdamW's.   clip: largest norm of the whole gradient; 0 turns clipping off.
+    """
+
+    matrices: str = "muon"
+    lr: float = 4e-3
+    adamw_lr: float = 4e-3
+    weight_decay: float = 0.1
+    momentum: float = 0.95
+    gamma: float = 0.18
+    steps: tuple[int, ...] = (8, 2)
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-10
+    clip: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSection:
+    """[schedule]: the rate as a function of the share of the budget that is used up.
+
+    kind: "cosine", "wsd" (constant, then linear decay) or "constant".
+    warmup: share of the budget over which the rate rises from 0.
+    decay: "wsd" only: share of the budget at the end over which it falls.
+    final: rate at the end as a share of the peak.
+    """
+
+    kind: str = "cosine"
+    warmup: float = 0.02
+    decay: float = 0.3
+    final: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSection:
+    """[loss]: weights beside the next-token loss.
+
+    mtp: of the multi-token prediction loss; mtp_final: the same from `mtp_final_from` (share of the budget)
+        on.
+    mtp_every: the MTP block is run on every n-th step only (its weight is multiplied by n).
+    balance: of the sequence-wise expert balance loss.   bias_update: step of gate.bias against the load.
+    indexer: of the indexer's own loss; 0 leaves the indexers as they are.
+    """
+
+    mtp: float = 0.3
+    mtp_final: float = 0.1
+    mtp_final_from: float = 0.7
+    mtp_every: int = 1
+    balance: float = 1e-4
+    bias_update: float = 1e-3
+    indexer: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisationSection:
+    """[quantisation]: rounding in the forward pass, so that the exported checkpoint is the trained one.
+
+    start: share of the budget from which weights are rounded; 1 never does, 0 always.
+    experts: "fp4", "fp8" or "bf16".   linears: "fp8" or "bf16": formats of the exported checkpoint.
+    """
+
+    start: float = 0.85
+    experts: str = "fp4"
+    linears: str = "fp8"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSection:
+    """[run]: where, how long and how.
+
+    dir: run folder (metrics.csv, loss.png, checkpoint-*/, export/).
+    steps / seconds: the budget; exactly one is positive.
+    eval_every: steps between evaluations on held-out rows.   eval_batches: batches of one evaluation.
+    checkpoint_every: steps between checkpoints.   checkpoint_seconds: or so many seconds, whichever is
+        first; 0 is off.
+    keep: checkpoints kept.   log_every: steps between printed lines.
+    dtype: "float32" or "bfloat16" (autocast over float32 masters).
+    device: where the model lies.   threads: CPU threads; 0 leaves torch's choice.
+    compile: hand the blocks to torch.compile.
+    export: write the official layout to dir/export at the end.
+    """
+
+    dir: str
+    steps: int = 0
+    seconds: float = 0.0
+    eval_every: int = 200
+    eval_batches: int = 8
+    checkpoint_every: int = 500
+    checkpoint_seconds: float = 0.0
+    keep: int = 2
+    log_every: int = 10
+    dtype: str = "bfloat16"
+    device: str = "cpu"
+    threads: int = 0
+    compile: bool = False
+    export: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The whole file; sections not written take their defaults."""
+
+    model: ModelSection
+    data: DataSection
+    run: RunSection
+    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    schedule: ScheduleSection = field(default_factory=ScheduleSection)
+    loss: LossSection = field(default_factory=LossSection)
+    quantisation: QuantisationSection = field(default_factory=QuantisationSection)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """From parsed TOML.  Raises ConfigError naming an unknown key, a wrong type or a value out of
+        range.
+        """
+        config = _build(cls, values, "")
+        _check(config)
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, for a run's record."""
+        return asdict(self)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read CONFIG.toml and apply `section.key=value` overrides (values in TOML; a bare word is a string).
+
+    Paths in the file are relative to the working directory.  Raises ConfigError.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the training config {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    for override in overrides:
+        _override(values, override)
+    return TrainConfig.from_dict(values)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    names = key.strip().split(".")
+    if not separator or not all(names):
+        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    for name in names[:-1]:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"override {override!r}: {name} is not a section")
+    values[names[-1]] = value
+
+
+def _build(cls: type[SectionT], values: Mapping[str, Any], where: str) -> SectionT:
+    """An instance of the dataclass `cls` from a table, every key checked."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"[{where}] must be a table, not {values!r}")
+    known = {item.name: item for item in fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(values.keys() - known.keys()):
+        place = f"[{where}]" if where else "the training config"
+        raise ConfigError(
+            f"{place} has keys this version does not know: {', '.join(unknown)}; known: {', '.join(known)}"
+        )
+    needed = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [name for name in needed if name not in values]:
+        raise ConfigError(f"{f'[{where}]' if where else 'the training config'} lacks: {', '.join(missing)}")
+    hints = get_type_hints(cls)
+    built = {k: _convert(hints[k], v, f"{where}.{k}" if where else k) for k, v in values.items()}
+    return cls(**built)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint`; only int -> float and list -> tuple are silent."""
+    if is_dataclass(hint):
+        return _build(hint, value, where)  # type: ignore[arg-type]
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where} must be a list, not {value!r}")
+        return tuple(_convert(get_args(hint)[0], item, where) for item in value)
+    assert not isinstance(hint, UnionType)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where} must be {hint.__name__}, not {value!r}")
+    return value
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "model.kind": ("v4", "dense"),
+    "data.loss_on": ("all", "answers"),
+    "optimizer.matrices": ("muon", "adamw"),
+    "schedule.kind": ("cosine", "wsd", "constant"),
+    "quantisation.experts": ("fp4", "fp8", "bf16"),
+    "quantisation.linears": ("fp8", "bf16"),
+    "run.dtype": ("float32", "bfloat16"),
+}
+SHARES = (
+    "schedule.warmup",
+    "schedule.decay",
+    "schedule.final",
+    "loss.mtp_final_from",
+    "quantisation.start",
+    "data.held_out_share",
+)
+POSITIVE = ("data.sequence_length", "data.batch_size", "loss.mtp_every", "run.keep", "run.log_every")
+
+
+def _check(config: TrainConfig) -> None:
+    """Ranges; types are already right."""
+
+    def value(key: str) -> Any:
+        section, name = key.split(".")
+        return getattr(getattr(config, section), name)
+
+    for key, allowed in CHOICES.items():
+        if value(key) not in allowed:
+            raise ConfigError(f"{key} is {value(key)!r}; allowed: {', '.join(allowed)}")
+    for key in SHARES:
+        if not 0.0 <= value(key) <= 1.0:
+            raise ConfigError(f"{key} is {value(key)}; it is a share, so between 0 and 1")
+    for key in POSITIVE:
+        if value(key) < 1:
+            raise ConfigError(f"{key} is {value(key)}; it must be at least 1")
+    steps = config.optimizer.steps
+    if len(steps) != 2 or min(steps) < 0:
+        raise ConfigError(
+            f"optimizer.steps is {list(steps)}; give two counts: fast and settling steps, [8, 2] as published"
+        )
+    if not config.data.files:
+        raise ConfigError("data.files is empty; name at least one file")
+    if (config.run.steps > 0) == (config.run.seconds > 0):
+        raise ConfigError(
+            f"give either run.steps or run.seconds (now {config.run.steps} and {config.run.seconds:g})"
+        )

@@ -1,0 +1,119 @@
+"""Text samples on disk to token samples in memory.
+
+A record is a JSON object with "text", or with "prompt" and "response"; "kind" is kept for statistics and
+filtering, and other keys ("source", "licence", ...) are provenance that training does not read.
+Conversations use V4's non-thinking encoding, with the marks as tokens and the words of both sides as plain
+text: a user who types a mark's spelling must not forge one.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fourfold.errors import TrainError
+from fourfold.tokenizer import Tokenizer
+from fourfold.train.config import FileSection
+
+BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
+PAD = "<｜▁pad▁｜>"
+USER, ASSISTANT, NO_THINKING = "<｜User｜>", "<｜Assistant｜>", "</think>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One sample: ids int32 [n]; `answer_from` is the index of the first token of the answer (0: all is
+    answer).
+    """
+
+    ids: np.ndarray
+    answer_from: int
+    kind: str
+    weight: float
+
+
+class Encoder:
+    """Records to ids with the tokenizer of the trained model."""
+
+    def __init__(self, path: str | Path) -> None:
+        """path: tokenizer.json, or the folder that holds it.  Raises TokenizerError if it is missing or
+        lacks a mark.
+        """
+        self.tokenizer = Tokenizer(path)
+        self.marks = {m: self.tokenizer.token_id(m) for m in (BOS, EOS, USER, ASSISTANT, NO_THINKING)}
+        self.pad = self.tokenizer.special_ids.get(PAD, self.marks[EOS])
+
+    def record(self, record: dict[str, Any]) -> tuple[list[int], int]:
+        """(ids with BOS and EOS, index of the first token of the answer) of one record."""
+        marks, encode = self.marks, self.tokenizer.encode
+        if "text" in record:
+            return [marks[BOS], *encode(record["text"]), marks[EOS]], 0
+        head = [marks[BOS], marks[USER], *encode(record["prompt"]), marks[ASSISTANT], marks[NO_THINKING]]
+        return [*head, *encode(record["response"]), marks[EOS]], len(head)
+
+
+def read_records(section: FileSection) -> Iterator[dict[str, Any]]:
+    """The records of one file, checked.  Raises TrainError naming file and line."""
+    path = Path(section.path)
+    if not path.is_file():
+        raise TrainError(f"no such data file: {path}")
+    if path.name.endswith(".txt"):
+        blocks = path.read_text(encoding="utf-8").split("\n\n")
+        yield from ({"text": block.strip()} for block in blocks if block.strip())
+        return
+    if not path.name.endswith((".jsonl", ".jsonl.xz")):
+        raise TrainError(f"{path}: data files are .jsonl, .jsonl.xz or .txt")
+    opener = lzma.open if path.suffix == ".xz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise TrainError(f"{path}, line {number}: not JSON ({error.msg})") from error
+            texts = [record.get(key) for key in (("text",) if "text" in record else ("prompt", "response"))]
+            if not all(isinstance(text, str) and text for text in texts):
+                raise TrainError(
+                    f'{path}, line {number}: needs "text", or "prompt" and "response", as strings'
+                )
+            if not section.kinds or record.get("kind") in section.kinds:
+                yield record
+
+
+def read_samples(encoder: Encoder, sections: tuple[FileSection, ...]) -> list[Sample]:
+    """All samples of the files, in file order."""
+    samples = []
+    for section in sections:
+        for record in read_records(section):
+            ids, answer_from = encoder.record(record)
+            samples.append(
+                Sample(
+                    ids=np.asarray(ids, dtype=np.int32),
+                    answer_from=answer_from,
+                    kind=str(record.get("kind", "text")),
+                    weight=section.weight,
+                )
+            )
+    if not samples:
+        raise TrainError(f"no samples in {', '.join(s.path for s in sections)}")
+    return samples
+
+
+def split(samples: list[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """(training, held out): about `share` of the samples put aside, chosen by `seed`, at least one if share
+    > 0.
+
+    Equal samples stay on one side: a templated fact that occurs twice must not be its own test.
+    """
+    if share <= 0:
+        return samples, []
+    texts = sorted({sample.ids.tobytes() for sample in samples})
+    order = np.random.default_rng(seed).permutation(len(texts))
+    aside = {texts[i] for i in order[: max(1, round(share * len(texts)))]}
+    kept = [sample for sample in samples if sample.ids.tobytes() not in aside]
+    return kept, [sample for sample in samples if sample.ids.tobytes() in aside]

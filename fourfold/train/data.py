@@ -1,0 +1,158 @@
+"""Token samples to packed batches, in an order that is a pure function of (seed, epoch).
+
+Rows of T tokens hold several samples; `segments` keeps them apart (equal numbers are one sample), so the
+model shows none of them to another and restarts positions. Because an epoch's rows follow from its number,
+the whole state of the stream is (epoch, row): resuming needs no generator state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fourfold.train.corpus import Sample
+
+IGNORE = -100  # target of a position that has no loss
+OPEN_ROWS = 64  # rows filled side by side; more pack tighter and shuffle a little less
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """ids, segments, targets, targets2: int64 [B, T].
+
+    targets[t] is the token after t, targets2[t] the one after that (for MTP); IGNORE at a sample's end, on
+    padding and, when only answers are learnt, on prompts.
+    """
+
+    ids: Tensor
+    segments: Tensor
+    targets: Tensor
+    targets2: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        return Batch(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A sample, or a part of one that is longer than a row; `learn_from`: first index that may be a
+    target.
+    """
+
+    ids: np.ndarray
+    learn_from: int
+
+
+def cut(sample: Sample, length: int, answers_only: bool) -> list[Piece]:
+    """The sample in pieces of at most `length` tokens."""
+    learn_from = sample.answer_from if answers_only else 0
+    return [
+        Piece(ids=sample.ids[start : start + length], learn_from=max(learn_from - start, 0))
+        for start in range(0, len(sample.ids), length)
+    ]
+
+
+def pack(pieces: list[Piece], length: int) -> list[list[Piece]]:
+    """Rows of pieces with at most `length` tokens each: best fit among a few open rows, in order."""
+    done: list[list[Piece]] = []
+    rows: list[list[Piece]] = []
+    room: list[int] = []
+    for piece in pieces:
+        size = len(piece.ids)
+        fitting = [i for i, left in enumerate(room) if left >= size]
+        if fitting:
+            best = min(fitting, key=room.__getitem__)
+            rows[best].append(piece)
+            room[best] -= size
+        else:
+            rows.append([piece])
+            room.append(length - size)
+            best = len(rows) - 1
+        if room[best] < 4 or len(rows) > OPEN_ROWS:
+            fullest = min(range(len(rows)), key=room.__getitem__)
+            done.append(rows.pop(fullest))
+            room.pop(fullest)
+    return done + rows
+
+
+class PackedData:
+    """An endless stream of batches over the samples; `position` = (epoch, row) is all there is to resume."""
+
+    def __init__(
+        self, samples: list[Sample], *, length: int, batch_size: int, answers_only: bool, pad: int, seed: int
+    ) -> None:
+        self.samples = samples
+        self.length = length
+        self.batch_size = batch_size
+        self.answers_only = answers_only
+        self.pad = pad
+        self.seed = seed
+        self.position = (0, 0)
+        self._rows: list[list[Piece]] = []
+        self._rows_of = -1
+
+    def fingerprint(self) -> str:
+        """Changes with the samples, their weights and the packing: a checkpoint's position is only good for
+        equal ones.
+        """
+        digest = hashlib.sha256(f"{self.length} {self.batch_size} {self.seed} {self.answers_only}".encode())
+        for sample in self.samples:
+            digest.update(sample.ids.tobytes() + str(sample.weight).encode())
+        return digest.hexdigest()
+
+    def tokens(self) -> int:
+        """Tokens of one epoch, weights counted."""
+        return round(sum(len(sample.ids) * sample.weight for sample in self.samples))
+
+    def epoch_rows(self, epoch: int) -> list[list[Piece]]:
+        """All rows of an epoch: samples repeated by weight, shuffled, packed."""
+        if self._rows_of != epoch:
+            generator = np.random.default_rng((self.seed, epoch))
+            weights = np.asarray([sample.weight for sample in self.samples])
+            times = np.floor(weights + generator.random(len(weights))).astype(int)
+            order = generator.permutation(np.repeat(np.arange(len(times)), times))
+            pieces = [p for i in order for p in cut(self.samples[i], self.length, self.answers_only)]
+            self._rows, self._rows_of = pack(pieces, self.length), epoch
+        return self._rows
+
+    def next(self) -> Batch:
+        """The next B rows; a batch may hold the end of one epoch and the start of the next."""
+        rows: list[list[Piece]] = []
+        epoch, cursor = self.position
+        while len(rows) < self.batch_size:
+            taken = self.epoch_rows(epoch)[cursor : cursor + self.batch_size - len(rows)]
+            rows += taken
+            cursor += len(taken)
+            if cursor >= len(self.epoch_rows(epoch)):
+                epoch, cursor = epoch + 1, 0
+        self.position = (epoch, cursor)
+        return self.batch(rows)
+
+    def batch(self, rows: list[list[Piece]]) -> Batch:
+        """Rows of pieces as tensors; what is left of a row is padding in a segment of its own, without
+        targets.
+        """
+        shape = (len(rows), self.length)
+        ids = np.full(shape, self.pad, dtype=np.int64)
+        segments = np.zeros(shape, dtype=np.int64)
+        targets = np.full((2, *shape), IGNORE, dtype=np.int64)
+        for r, pieces in enumerate(rows):
+            start = 0
+            for number, piece in enumerate(pieces):
+                size = len(piece.ids)
+                ids[r, start : start + size] = piece.ids
+                segments[r, start : start + size] = number
+                for ahead in (1, 2):
+                    known = np.where(np.arange(size) >= piece.learn_from, piece.ids, IGNORE)
+                    targets[ahead - 1, r, start : start + max(size - ahead, 0)] = known[ahead:]
+                start += size
+            segments[r, start:] = len(pieces)
+        one, two = torch.from_numpy(targets)
+        return Batch(
+            ids=torch.from_numpy(ids), segments=torch.from_numpy(segments), targets=one, targets2=two
+        )

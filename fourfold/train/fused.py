@@ -1,0 +1,234 @@
+"""The kernel contract's heavier operations in the forms that training on a CPU wants.
+
+The same equations as `kernels.reference`, arranged for autograd and a narrow memory bus: everything that
+only moves numbers is one function that torch.compile can fuse, tokens are gathered for all experts at once,
+attention is one product over window and entries together, and Sinkhorn's derivative is written out. The
+objective selects them with `kernels.replaced`; the tests hold each of them against the reference, gradients
+included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fourfold.train.sinkhorn import Sinkhorn
+
+Function = Callable[..., Any]
+ENTRY_UNIT = 16
+"""Compressed entries are padded to a multiple of this many."""
+FORMS = 32
+"""Shapes and types for which one function may be compiled."""
+
+
+def linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+    # No detour over float32: under autocast both sides become bf16 anyway.
+    return F.linear(x, weight).to(x.dtype)
+
+
+def grouped_linear(x: Tensor, weight: Tensor, scale: Tensor | None, groups: int) -> Tensor:
+    parts = [F.linear(x[..., g, :], w) for g, w in enumerate(weight.chunk(groups))]
+    return torch.stack(parts, dim=-2).to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    y = x.float()
+    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
+    return (y if weight is None else y * weight).to(x.dtype)
+
+
+def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
+    gate = gate.float().clamp(max=limit)
+    return (gate * torch.sigmoid(gate) * up.float().clamp(-limit, limit)).to(gate.dtype)
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE on the last dims; cos and sin broadcast against x."""
+    width = 2 * cos.shape[-1]
+    still, turned = x[..., :-width], x[..., -width:].float()
+    even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    return torch.cat([still, turned.to(x.dtype)], dim=-1)
+
+
+def mix(streams: Tensor, fn: Tensor, norm_eps: float) -> Tensor:
+    flat = streams.flatten(-2)
+    scale = torch.rsqrt(flat.float().square().mean(-1, keepdim=True) + norm_eps)
+    return F.linear(flat, fn).float() * scale
+
+
+def read(
+    streams: Tensor, mixed: Tensor, scale: Tensor, base: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Input of the sublayer, post, and the logits of comb, from the mixed features [..., (2+n)n]."""
+    n = streams.shape[-2]
+    pre = torch.sigmoid(mixed[..., :n] * scale[0] + base[:n]) + eps
+    post = 2 * torch.sigmoid(mixed[..., n : 2 * n] * scale[1] + base[n : 2 * n])
+    comb = mixed[..., 2 * n :] * scale[2] + base[2 * n :]
+    u = sum(
+        (pre[..., j, None] * streams[..., j, :].float() for j in range(1, n)),
+        pre[..., :1] * streams[..., 0, :],
+    )
+    return u.to(streams.dtype), post, comb.unflatten(-1, (n, n))
+
+
+def hc_post(output: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
+    n = streams.shape[-2]
+    rows = [streams[..., j, :].float() for j in range(n)]
+    output = output.float()
+    mixed = [
+        sum((comb[..., j, k, None] * rows[j] for j in range(n)), post[..., k, None] * output)
+        for k in range(n)
+    ]
+    return torch.stack(mixed, dim=-2).to(streams.dtype)
+
+
+def collapse(streams: Tensor, mixed: Tensor, scale: Tensor, base: Tensor, eps: float) -> Tensor:
+    pre = torch.sigmoid(mixed * scale + base) + eps
+    return (pre.unsqueeze(-1) * streams.float()).sum(-2).to(streams.dtype)
+
+
+def weigh(scores: Tensor, hidden: Tensor, sink: Tensor, scale: float) -> Tensor:
+    """Softmax of scores [B, H, T, S] where `hidden` [B, 1, T, S] is false, with the sink's share left out."""
+    logits = (scores.float() * scale).masked_fill(hidden, float("-inf"))
+    top = torch.maximum(logits.amax(-1, keepdim=True), sink.view(1, -1, 1, 1)).detach()
+    p = torch.exp(logits - top)
+    return (p / (p.sum(-1, keepdim=True) + torch.exp(sink.view(1, -1, 1, 1) - top))).to(scores.dtype)
+
+
+def routed_experts(
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    w1: Tensor,
+    s1: Tensor | None,
+    w3: Tensor,
+    s3: Tensor | None,
+    w2: Tensor,
+    s2: Tensor | None,
+    limit: float,
+    round_input: bool,
+    gated: Function = swiglu,
+) -> Tensor:
+    count = indices.shape[1]
+    order = torch.argsort(indices.flatten(), stable=True)
+    sizes = torch.bincount(indices.flatten(), minlength=w1.shape[0]).tolist()
+    tokens = order // count
+    parts = x.index_select(0, tokens).split(sizes)
+    gate = torch.cat([F.linear(part, w) for part, w in zip(parts, w1.unbind(), strict=True)])
+    up = torch.cat([F.linear(part, w) for part, w in zip(parts, w3.unbind(), strict=True)])
+    inner = gated(gate, up, limit) * weights.flatten().index_select(0, order).unsqueeze(-1)
+    parts = inner.to(gate.dtype).split(sizes)
+    out = torch.cat([F.linear(part, w) for part, w in zip(parts, w2.unbind(), strict=True)])
+    # Back into token order and summed, instead of a scattered addition.
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
+    return out.index_select(0, place).unflatten(0, (-1, count)).float().sum(1)
+
+
+class Fused:
+    """The operations, handed to torch.compile if `length`, the tokens of a row, is given.
+
+    Only tensors over all tokens of a batch are worth compiling for: their shape is the same in every step.
+    The number of compressed entries is not, as it follows from the lengths of the samples.
+    """
+
+    def __init__(self, length: int | None = None) -> None:
+        if length is not None:
+            # One form for each kind of norm and projection: more than torch expects of one function.
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, FORMS)
+
+        def prepare(function: Function) -> Function:
+            if length is None:
+                return function
+            compiled = torch.compile(function, dynamic=False)
+            return lambda x, *rest: (compiled if length in x.shape else function)(x, *rest)
+
+        self.mix, self.read, self.post = prepare(mix), prepare(read), prepare(hc_post)
+        self.collapsed, self.turn, self.norm = prepare(collapse), prepare(turn), prepare(rms_norm)
+        self.weigh = prepare(weigh)
+        # A flat list of tokens here, and the number that an expert gets changes; but their sum does not.
+        self.gated = torch.compile(swiglu, dynamic=False) if length is not None else swiglu
+        self.operations: dict[str, Function] = {
+            "linear": linear,
+            "grouped_linear": grouped_linear,
+            "experts": partial(routed_experts, gated=self.gated),
+            "swiglu": self.gated,
+            "rms_norm": self.norm,
+            "rope": self.rope,
+            "sparse_attention": self.sparse_attention,
+            "hc_pre": self.hc_pre,
+            "hc_post": self.post,
+            "hc_head": self.hc_head,
+        }
+
+    def rope(self, x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
+        """As the contract."""
+        if x.dim() == cos.dim() + 1:
+            cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
+        return self.turn(x, cos, -sin if inverse else sin)
+
+    def hc_pre(
+        self,
+        streams: Tensor,
+        fn: Tensor,
+        scale: Tensor,
+        base: Tensor,
+        *,
+        iters: int,
+        norm_eps: float,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As the contract."""
+        u, post, comb = self.read(streams, self.mix(streams, fn, norm_eps), scale, base, eps)
+        return u, post, Sinkhorn.apply(comb, iters, eps)  # type: ignore[no-untyped-call]
+
+    def hc_head(
+        self, streams: Tensor, fn: Tensor, scale: Tensor, base: Tensor, *, norm_eps: float, eps: float
+    ) -> Tensor:
+        """As the contract."""
+        return self.collapsed(streams, self.mix(streams, fn, norm_eps), scale, base, eps)
+
+    def sparse_attention(
+        self,
+        q: Tensor,
+        window: Tensor,
+        window_range: Tensor,
+        entries: Tensor | None,
+        entry_range: Tensor | None,
+        entry_index: Tensor | None,
+        sink: Tensor,
+        scale: float,
+    ) -> Tensor:
+        """As the contract, for rows short enough for a whole matrix of scores; choices (entry_index) become
+        a mask.
+        """
+        hidden = _outside(window_range, window.shape[1])
+        kv = window
+        if entries is not None:
+            if entry_index is not None:
+                count = entries.shape[1]
+                chosen = torch.zeros(*entry_index.shape[:2], count + 1, dtype=torch.bool, device=q.device)
+                chosen.scatter_(-1, entry_index.where(entry_index >= 0, count), True)
+                unseen = ~chosen[..., :count]
+            else:
+                assert entry_range is not None
+                unseen = _outside(entry_range, entries.shape[1])
+            # Padded, so that the scores of nearly all batches have one shape and compiled code serves them.
+            spare = -entries.shape[1] % ENTRY_UNIT
+            hidden = torch.cat([hidden, F.pad(unseen, (0, spare), value=True)], dim=-1)
+            kv = torch.cat([window, F.pad(entries, (0, 0, 0, spare)).to(window.dtype)], dim=1)
+        kv = kv.to(q.dtype).unsqueeze(1)
+        p = self.weigh(q.transpose(1, 2) @ kv.mT, hidden.unsqueeze(1), sink, scale)
+        return (p @ kv).transpose(1, 2).to(q.dtype)
+
+
+def _outside(rows: Tensor, length: int) -> Tensor:
+    """[B, T, 2] ranges -> [B, T, length] bool, True where a row is not in the range."""
+    position = torch.arange(length, device=rows.device)
+    return (position < rows[..., :1]) | (position >= rows[..., 1:])

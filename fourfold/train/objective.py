@@ -1,0 +1,214 @@
+"""What is trained, behind one small door: a module, its loss on a batch, and what happens after a step.
+
+The trainer knows nothing else, so another objective (distillation, say) is another class here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fourfold import kernels
+from fourfold.config import ModelConfig
+from fourfold.errors import ConfigError, TrainError
+from fourfold.model.numerics import Numerics
+from fourfold.model.transformer import Transformer
+from fourfold.train import checkpoint
+from fourfold.train.config import TrainConfig
+from fourfold.train.data import Batch
+from fourfold.train.dense import Dense
+from fourfold.train.finish import export
+from fourfold.train.fused import Fused
+from fourfold.train.initialise import initialise
+from fourfold.train.losses import head_cross_entropy, sequence_balance, update_bias
+from fourfold.weights.names import checkpoint_spec, parameter_of
+
+
+class Objective(Protocol):
+    """module: what the optimiser sees.  formats: parameter name -> "fp4", "fp8" or "bf16" of its export."""
+
+    module: nn.Module
+    formats: Mapping[str, str]
+
+    def describe(self) -> str:
+        """One line for the start of a run."""
+        ...
+
+    def loss(self, batch: Batch, share: float, step: int) -> tuple[Tensor, dict[str, float]]:
+        """The number to minimise, and columns for metrics.csv ("loss" is the next-token loss alone)."""
+        ...
+
+    def evaluate(self, batch: Batch) -> float:
+        """Mean next-token loss in nats over the batch's targets."""
+        ...
+
+    def after_step(self) -> dict[str, float]:
+        """What changes by rule and not by gradient.  Columns for metrics.csv."""
+        ...
+
+    def masters(self) -> dict[str, Tensor]:
+        """All parameters in float32 (integers as they are), by name."""
+        ...
+
+    def load_masters(self, tensors: Mapping[str, Tensor], source: Path) -> None:
+        """Take back what `masters` gave.  TrainError if `source` holds another model."""
+        ...
+
+    def export(self, target: Path, tokenizer: Path) -> Path | None:
+        """Write what others can load, or None if there is nothing for them."""
+        ...
+
+
+def build_objective(config: TrainConfig, token_count: int, device: torch.device) -> Objective:
+    """The objective of [model], initialised, on `device`.  ConfigError: the tokenizer has ids the model
+    lacks.
+    """
+    model_config = ModelConfig.from_file(config.model.config)
+    if token_count > model_config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {token_count} ids, {config.model.config} a vocab_size of "
+            f"{model_config.vocab_size}; the vocabulary must hold every id"
+        )
+    torch.manual_seed(config.model.seed)
+    if config.model.kind == "dense":
+        return DenseObjective(config, model_config, device)
+    return V4Objective(config, model_config, device)
+
+
+class _Common:
+    """Parameters in and out, the same for every module."""
+
+    def __init__(self, config: TrainConfig, module: nn.Module) -> None:
+        self.config = config
+        self.module = module
+        self.formats: Mapping[str, str] = {}
+        self.dtype = getattr(torch, config.run.dtype)
+
+    def masters(self) -> dict[str, Tensor]:
+        return {name: value.detach() for name, value in self.module.state_dict().items()}
+
+    def load_masters(self, tensors: Mapping[str, Tensor], source: Path) -> None:
+        own = self.masters()
+        if different := sorted(own.keys() ^ tensors.keys()):
+            raise TrainError(f"{source} holds another model: it and the config differ in {different[0]}")
+        for name, value in own.items():
+            if value.shape != tensors[name].shape:
+                found, needed = list(tensors[name].shape), list(value.shape)
+                raise TrainError(f"{source}: {name} has shape {found}, the model needs {needed}")
+            value.copy_(tensors[name])
+
+    def _start_from(self, folder: str) -> None:
+        if folder:
+            self.load_masters(checkpoint.load(Path(folder))[0], Path(folder))
+
+
+class V4Objective(_Common):
+    """Next token, MTP and balance losses of a V4 model; biases of its routers follow the load."""
+
+    def __init__(self, config: TrainConfig, model_config: ModelConfig, device: torch.device) -> None:
+        model = Transformer(model_config).to(device)
+        super().__init__(config, model)
+        self.model = model
+        self.model_config = model_config
+        self.formats = export_formats(config, model_config)
+        # Streams in the training dtype, as published; nothing else is rounded between operations.
+        model.numerics = Numerics("training", self.dtype, rounds=False)
+        self.operations = Fused(config.data.sequence_length if config.run.compile else None).operations
+        # Batches of an evaluation vary in size, and compiling for each size costs more than it saves.
+        self.evaluation_operations = Fused().operations
+        initialise(model, config.model.init_std)
+        self._start_from(config.model.init_from)
+        gates = [block.ffn.gate for block in (*model.layers, *model.mtp)]
+        self.biases = [gate.bias for gate in gates if not gate.hashed]
+        self._chosen: list[Tensor] = []
+
+    def describe(self) -> str:
+        total = sum(p.numel() for p in self.model.parameters())
+        active = active_parameters(self.model_config)
+        return f"V4 model, {total / 1e6:.1f}M parameters, {active / 1e6:.1f}M active a token without MTP"
+
+    def loss(self, batch: Batch, share: float, step: int) -> tuple[Tensor, dict[str, float]]:
+        weights = self.config.loss
+        mtp_weight = weights.mtp if share < weights.mtp_final_from else weights.mtp_final
+        guesses = mtp_weight > 0 and bool(self.model.mtp) and step % weights.mtp_every == 0
+        with kernels.replaced(batch.ids.device.type, self.operations):
+            hidden, guess, routing = self.model.hidden(batch.ids, batch.segments, mtp=guesses)
+        head = self.model.head.weight
+        total = head_cross_entropy(hidden, head, batch.targets, self.dtype)
+        values = {"loss": total.item()}
+        if guess is not None:
+            mtp = head_cross_entropy(guess, head, batch.targets2, self.dtype)
+            values["mtp_loss"] = mtp.item()
+            total = total + mtp_weight * weights.mtp_every * mtp
+        if routing and weights.balance > 0:
+            rows = batch.ids.size(0)
+            balance = torch.stack([sequence_balance(r.scores, r.indices, rows) for r in routing]).mean()
+            values["balance"] = balance.item()
+            total = total + weights.balance * balance
+        self._chosen = [r.indices for r in routing]
+        return total, values
+
+    def evaluate(self, batch: Batch) -> float:
+        with kernels.replaced(batch.ids.device.type, self.evaluation_operations):
+            hidden, _, _ = self.model.hidden(batch.ids, batch.segments)
+        return head_cross_entropy(hidden, self.model.head.weight, batch.targets, self.dtype).item()
+
+    def after_step(self) -> dict[str, float]:
+        step = self.config.loss.bias_update
+        loads = [update_bias(bias.data, chosen, step) for bias, chosen in zip(self.biases, self._chosen)]  # noqa: B905
+        self._chosen = []
+        return {"max_load": max(loads, default=0.0)}
+
+    def export(self, target: Path, tokenizer: Path) -> Path | None:
+        return export(self.masters(), self.model_config, self.config.quantisation, target, tokenizer)
+
+
+class DenseObjective(_Common):
+    """Next-token loss of the dense yardstick."""
+
+    def __init__(self, config: TrainConfig, model_config: ModelConfig, device: torch.device) -> None:
+        self.model = Dense(model_config, active_parameters(model_config)).to(device)
+        super().__init__(config, self.model)
+        initialise(self.model, config.model.init_std)
+        self._start_from(config.model.init_from)
+
+    def describe(self) -> str:
+        return f"dense yardstick, {sum(p.numel() for p in self.model.parameters()) / 1e6:.1f}M parameters"
+
+    def loss(self, batch: Batch, share: float, step: int) -> tuple[Tensor, dict[str, float]]:
+        hidden = self.model(batch.ids, batch.segments)
+        loss = head_cross_entropy(hidden, self.model.head.weight, batch.targets, self.dtype)
+        return loss, {"loss": loss.item()}
+
+    def evaluate(self, batch: Batch) -> float:
+        return self.loss(batch, 0.0, 0)[1]["loss"]
+
+    def after_step(self) -> dict[str, float]:
+        return {}
+
+    def export(self, target: Path, tokenizer: Path) -> Path | None:
+        return None
+
+
+def export_formats(config: TrainConfig, model_config: ModelConfig) -> dict[str, str]:
+    """Parameter name -> format of its export, for all that are not float32 or integers there."""
+    chosen = {"expert": config.quantisation.experts, "linear": config.quantisation.linears, "bf16": "bf16"}
+    spec = checkpoint_spec(model_config)
+    return {parameter_of(name)[0]: chosen[s.kind] for name, s in spec.items() if s.kind in chosen}
+
+
+def active_parameters(config: ModelConfig) -> int:
+    """Parameters that one token uses, without MTP and without the hash table."""
+    spec = {n: s for n, s in checkpoint_spec(config).items() if not n.startswith("mtp.") and s.kind != "int"}
+    total = 0.0
+    for item in spec.values():
+        size = 1
+        for length in item.shape:
+            size *= length
+        used = config.num_experts_per_tok / config.n_routed_experts if item.kind == "expert" else 1.0
+        total += size * used
+    return round(total)

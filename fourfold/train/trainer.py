@@ -1,0 +1,247 @@
+"""The training loop: budget, schedule, evaluation, checkpoints and the record of a run."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from fourfold.errors import TrainError
+from fourfold.train import checkpoint
+from fourfold.train.checkpoint import RunState
+from fourfold.train.config import TrainConfig
+from fourfold.train.corpus import Encoder, read_samples, split
+from fourfold.train.data import IGNORE, PackedData
+from fourfold.train.objective import Objective, build_objective
+from fourfold.train.optim import Optimizer
+from fourfold.train.quantise import rounded_weights
+from fourfold.train.record import Metrics, Progress, plot
+from fourfold.train.runtime import prepare_cpu
+from fourfold.train.schedule import rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a finished run gives back.  export: folder of the official layout, or None."""
+
+    folder: Path
+    steps: int
+    tokens: int
+    seconds: float
+    loss: float
+    held_out_loss: float | None
+    export: Path | None
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Train, or go on with the run that config.run.dir already holds, until the budget is spent.
+
+    Raises ConfigError, TrainError, TokenizerError or CheckpointError before the first step if anything is
+    amiss.
+    """
+    trainer = Trainer(config)
+    try:
+        return trainer.run()
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """One run: everything that a step needs, built and checked before the first step."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        prepare_cpu(config.run.threads)
+        self.folder = Path(config.run.dir)
+        self.device = torch.device(config.run.device)
+        self.dtype = getattr(torch, config.run.dtype)
+        encoder = Encoder(config.data.tokenizer)
+        self.data, self.held_out = _datasets(config, encoder)
+        self.objective: Objective = build_objective(config, encoder.tokenizer.vocab_size, self.device)
+        self.optimizer = Optimizer(self.objective.module.named_parameters(), config.optimizer)
+        self.parameters = dict(self.objective.module.named_parameters())
+        self.state = self._resume()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.metrics = Metrics(self.folder / "metrics.csv", self.state.step)
+        self.progress = Progress(config.run.log_every)
+        self._saved_at = self.state.seconds
+        self._started = time.perf_counter() - self.state.seconds
+
+    def close(self) -> None:
+        """Leave terminal and files in order."""
+        self.progress.close()
+        self.metrics.close()
+
+    def _resume(self) -> RunState:
+        found = checkpoint.checkpoints(self.folder)
+        fingerprint = self.data.fingerprint()
+        if not found:
+            return RunState(fingerprint=fingerprint)
+        model, optimizer, state = checkpoint.load(found[-1])
+        self.objective.load_masters(model, found[-1])
+        try:
+            self.optimizer.load(optimizer)
+        except (KeyError, RuntimeError) as error:
+            raise TrainError(
+                f"{found[-1]} was trained with another optimizer or model: {error}; "
+                "change run.dir or the config back"
+            ) from error
+        if state.fingerprint == fingerprint:
+            self.data.position = (state.epoch, state.row)
+        else:
+            # Other data, so the old position means nothing: a fresh epoch that no earlier one was shuffled
+            # like.
+            self.data.position = (state.epoch + 1, 0)
+        return replace(state, fingerprint=fingerprint)
+
+    @property
+    def share(self) -> float:
+        """Share of the budget that is used up."""
+        run = self.config.run
+        used = self.state.step / run.steps if run.steps else self.state.seconds / run.seconds
+        return min(used, 1.0)
+
+    def _rounded(self) -> AbstractContextManager[None]:
+        if self.share >= self.config.quantisation.start:
+            return rounded_weights(self.parameters, self.objective.formats)
+        return nullcontext()
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def run(self) -> TrainResult:
+        """Steps until the budget is spent, then the last checkpoint, the plot and the export."""
+        self.progress.say(f"fourfold: {self.objective.describe()}")
+        begin = f"continuing at step {self.state.step}" if self.state.step else "starting"
+        self.progress.say(
+            f"fourfold: {len(self.data.samples):,} samples, {self.data.tokens():,} tokens an epoch; "
+            f"{begin} in {self.folder}"
+        )
+        values: dict[str, float] = {}
+        held_out: float | None = None
+        while self.share < 1.0:
+            values = self.step()
+            last = self.share >= 1.0
+            if self.held_out is not None and (last or self._every(self.config.run.eval_every)):
+                held_out = self.evaluate()
+                values["held_out_loss"] = held_out
+                self.progress.say(f"step {self.state.step}: held-out loss {held_out:.4f}")
+            self.metrics.add(values)
+            self.progress.step(values)
+            if last or self._checkpoint_due():
+                self.save()
+        plot({self.config.model.kind: self.folder / "metrics.csv"}, self.folder / "loss.png")
+        return TrainResult(
+            folder=self.folder,
+            steps=self.state.step,
+            tokens=self.state.tokens,
+            seconds=self.state.seconds,
+            loss=values.get("loss", float("nan")),
+            held_out_loss=held_out,
+            export=self._export(),
+        )
+
+    def step(self) -> dict[str, float]:
+        """One batch: forward, backward, update.  Returns the numbers of metrics.csv."""
+        share, number = self.share, self.state.step
+        batch = self.data.next().to(self.device)
+        begun = time.perf_counter()
+        with self._rounded():
+            with self._autocast():
+                loss, values = self.objective.loss(batch, share, number)
+            loss.backward()
+        if not torch.isfinite(loss):
+            raise TrainError(
+                f"the loss is {loss.item()} at step {number}; lower optimizer.lr and continue from the last "
+                "checkpoint"
+            )
+        factor = rate(self.config.schedule, share if share > 0 else 1e-3 * self.config.schedule.warmup)
+        values["grad_norm"] = self.optimizer.step(factor)
+        values |= self.objective.after_step()
+        learnt = int((batch.targets != IGNORE).sum())
+        seconds = time.perf_counter() - self._started
+        epoch, row = self.data.position
+        self.state = replace(
+            self.state,
+            step=number + 1,
+            seconds=seconds,
+            tokens=self.state.tokens + learnt,
+            epoch=epoch,
+            row=row,
+        )
+        return values | {
+            "step": self.state.step,
+            "seconds": seconds,
+            "tokens": self.state.tokens,
+            "share": share,
+            "lr": factor * self.config.optimizer.lr,
+            "tokens_per_second": batch.ids.numel() / (time.perf_counter() - begun),
+            "rounded": float(share >= self.config.quantisation.start),
+        }
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Mean held-out loss in nats per target, with the weights as they would be exported now."""
+        assert self.held_out is not None
+        rows = self.held_out.epoch_rows(0)
+        size = self.config.data.batch_size
+        total, count = 0.0, 0
+        with self._rounded(), self._autocast():
+            for start in range(0, min(len(rows), size * self.config.run.eval_batches), size):
+                batch = self.held_out.batch(rows[start : start + size]).to(self.device)
+                targets = int((batch.targets != IGNORE).sum())
+                total += self.objective.evaluate(batch) * targets
+                count += targets
+        return total / max(count, 1)
+
+    def save(self) -> Path:
+        """Write a checkpoint now."""
+        self._saved_at = self.state.seconds
+        masters = self.objective.masters()
+        return checkpoint.save(
+            self.folder,
+            masters,
+            self.optimizer.state(),
+            self.state,
+            self.config.to_dict(),
+            self.config.run.keep,
+        )
+
+    def _every(self, steps: int) -> bool:
+        return steps > 0 and self.state.step % steps == 0
+
+    def _checkpoint_due(self) -> bool:
+        run = self.config.run
+        late = run.checkpoint_seconds > 0 and self.state.seconds - self._saved_at >= run.checkpoint_seconds
+        return late or self._every(run.checkpoint_every)
+
+    def _export(self) -> Path | None:
+        if not self.config.run.export:
+            return None
+        return self.objective.export(self.folder / "export", Path(self.config.data.tokenizer))
+
+
+def _datasets(config: TrainConfig, encoder: Encoder) -> tuple[PackedData, PackedData | None]:
+    """(training stream, held-out rows or None)."""
+    data = config.data
+    samples = read_samples(encoder, data.files)
+    if data.held_out:
+        aside = read_samples(encoder, data.held_out)
+    else:
+        samples, aside = split(samples, data.held_out_share, data.seed)
+    stream = partial(
+        PackedData,
+        length=data.sequence_length,
+        batch_size=data.batch_size,
+        answers_only=data.loss_on == "answers",
+        pad=encoder.pad,
+        seed=data.seed,
+    )
+    if not samples:
+        raise TrainError(f"all samples were held out; lower data.held_out_share (now {data.held_out_share})")
+    once = [replace(sample, weight=1.0) for sample in aside]
+    return stream(samples), stream(once) if once else None
