@@ -28,7 +28,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard fourfold/kernels/cpu/csrc/*)
 
 run: $(READY)
 	@if [ -z "$$PROMPT" ] && [ -t 0 ] && [ -t 1 ]; then $(BIN)/fourfold chat; \
-	else $(BIN)/fourfold generate "$${PROMPT:-Once upon a time}"; fi
+	else $(BIN)/fourfold generate -- "$${PROMPT:-Once upon a time}"; fi
 
 test: $(DEV)
 	$(BIN)/python -m pytest $(PYTEST)

@@ -1,5 +1,11 @@
 """Fourfold: DeepSeek-V4, exactly, on any chip."""
 
+import os
+
+# Read once, when torch loads its OpenMP: workers that spin between operations starve the native kernels'
+# threads and everything else on the machine (two busy cores: 20 times slower).  Who sets it knows better.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from fourfold.config import ModelConfig
 from fourfold.engine.generate import generate
 from fourfold.errors import (

@@ -44,5 +44,7 @@ def _device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise RequestError(f"device {name!r} cannot be used here ({reason}); allowed on every machine: cpu") from error
+        raise RequestError(
+            f"device {name!r} cannot be used here ({reason}); allowed on every machine: cpu"
+        ) from error
     return device

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
+
+# Before anything imports torch: its OpenMP threads otherwise spin at every barrier, and where the processor
+# is shared with other work the tests then take six times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 SPECIAL = (
     "<｜begin▁of▁sentence｜>",

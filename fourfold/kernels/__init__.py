@@ -203,7 +203,7 @@ def sparse_attention(
 
     q [B, T, H, C]; window [B, L, C] and window_range [B, T, 2] int64: rows start..end-1 are seen;
     entries [B, S, C] are seen by entry_range [B, T, 2] or, if given, by entry_index [B, T, K] int64 (-1:
-    none); sink [H] f32; returns [B, T, H, C] in the dtype of q, sums in float32.  V4 report 2.3.1, eq. 18-19.
+    none); sink [H] f32; returns [B, T, H, C] in the dtype of q, sums in float32.  V4 report 2.3.
     """
     return _impl("sparse_attention", q)(
         q, window, window_range, entries, entry_range, entry_index, sink, scale

@@ -81,7 +81,8 @@ def power_of_two_scale(amax: Tensor, limit: float) -> Tensor:
 def round_fp8(x: Tensor, group: int) -> Tensor:
     """x [..., I] on the e4m3 grid, one scale 2^ceil(log2(amax/448)) per `group` values along I; same dtype.
 
-    A last group shorter than `group` has its own scale.  V4 report 2.3.4 (activations 128, KV 64).
+    A last group shorter than `group` has its own scale.  The published model uses 128 for activations, 64 for
+    KV.
     """
     grouped, width = _in_groups(x, group)
     scale = power_of_two_scale(grouped.abs().amax(-1, keepdim=True).clamp_min(_FP8_AMAX_FLOOR), FP8_MAX)

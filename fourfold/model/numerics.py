@@ -20,7 +20,7 @@ _KV_GROUP = 64
 class Numerics:
     """exact: float32 mathematics of the stored weights.  deployed: bf16 between operations, FP8 inputs of
     packed linears (groups of 128), FP8 non-RoPE dims of the KV cache (groups of 64), FP4 index queries and
-    keys. V4 report 2.3.4 and 3.4.
+    keys. V4 report 3.4; groups as in the published reference.
     """
 
     name: str

@@ -67,8 +67,9 @@ class Transformer(HeadCollapse):
         self.numerics = numerics_named(numerics)
         self.tokenizer: Tokenizer | None = None
         width = config.hidden_size
-        self.embed = nn.Embedding(config.vocab_size, width)
-        nn.init.normal_(self.embed.weight, std=INIT_STD)
+        self.embed = nn.Embedding(
+            config.vocab_size, width, _weight=torch.randn(config.vocab_size, width) * INIT_STD
+        )
         self.layers = nn.ModuleList(
             Block(config, kind, ratio, self.numerics, hashed=hashed)
             for kind, ratio, hashed in zip(
