@@ -121,7 +121,8 @@ class LossSection:
         on.
     mtp_every: the MTP block is run on every n-th step only (its weight is multiplied by n).
     balance: of the sequence-wise expert balance loss.   bias_update: step of gate.bias against the load.
-    indexer: of the indexer's own loss; 0 leaves the indexers as they are.
+    indexer: of the indexers' own loss (see indexer.py); 0 leaves the indexers as they are.
+    indexer_every: it is computed on every n-th step only (its weight is multiplied by n).
     """
 
     mtp: float = 0.3
@@ -131,6 +132,7 @@ class LossSection:
     balance: float = 1e-4
     bias_update: float = 1e-3
     indexer: float = 0.0
+    indexer_every: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,7 +289,14 @@ SHARES = (
     "quantisation.start",
     "data.held_out_share",
 )
-POSITIVE = ("data.sequence_length", "data.batch_size", "loss.mtp_every", "run.keep", "run.log_every")
+POSITIVE = (
+    "data.sequence_length",
+    "data.batch_size",
+    "loss.mtp_every",
+    "loss.indexer_every",
+    "run.keep",
+    "run.log_every",
+)
 
 
 def _check(config: TrainConfig) -> None:

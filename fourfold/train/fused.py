@@ -152,6 +152,9 @@ class Fused:
         self.mix, self.read, self.post = prepare(mix), prepare(read), prepare(hc_post)
         self.collapsed, self.turn, self.norm = prepare(collapse), prepare(turn), prepare(rms_norm)
         self.weigh = prepare(weigh)
+        self.watch: Callable[[Tensor, int], None] | None = (
+            None  # is shown the weights over window and entries
+        )
         # A flat list of tokens here, and the number that an expert gets changes; but their sum does not.
         self.gated = torch.compile(swiglu, dynamic=False) if length is not None else swiglu
         self.operations: dict[str, Function] = {
@@ -225,6 +228,8 @@ class Fused:
             kv = torch.cat([window, F.pad(entries, (0, 0, 0, spare)).to(window.dtype)], dim=1)
         kv = kv.to(q.dtype).unsqueeze(1)
         p = self.weigh(q.transpose(1, 2) @ kv.mT, hidden.unsqueeze(1), sink, scale)
+        if self.watch is not None and entries is not None:
+            self.watch(p, window.shape[1])
         return (p @ kv).transpose(1, 2).to(q.dtype)
 
 

@@ -23,6 +23,7 @@ from fourfold.train.data import Batch
 from fourfold.train.dense import Dense
 from fourfold.train.finish import export
 from fourfold.train.fused import Fused
+from fourfold.train.indexer import IndexerLoss
 from fourfold.train.initialise import initialise
 from fourfold.train.losses import head_cross_entropy, sequence_balance, update_bias
 from fourfold.weights.names import checkpoint_spec, parameter_of
@@ -117,7 +118,10 @@ class V4Objective(_Common):
         self.formats = export_formats(config, model_config)
         # Streams in the training dtype, as published; nothing else is rounded between operations.
         model.numerics = Numerics("training", self.dtype, rounds=False)
-        self.operations = Fused(config.data.sequence_length if config.run.compile else None).operations
+        fused = Fused(config.data.sequence_length if config.run.compile else None)
+        self.operations = fused.operations
+        self.indexers = IndexerLoss(model)
+        fused.watch = self.indexers.seen
         # Batches of an evaluation vary in size, and compiling for each size costs more than it saves.
         self.evaluation_operations = Fused().operations
         initialise(model, config.model.init_std)
@@ -135,6 +139,8 @@ class V4Objective(_Common):
         weights = self.config.loss
         mtp_weight = weights.mtp if share < weights.mtp_final_from else weights.mtp_final
         guesses = mtp_weight > 0 and bool(self.model.mtp) and step % weights.mtp_every == 0
+        if weights.indexer > 0 and step % weights.indexer_every == 0:
+            self.indexers.start()
         with kernels.replaced(batch.ids.device.type, self.operations):
             hidden, guess, routing = self.model.hidden(batch.ids, batch.segments, mtp=guesses)
         head = self.model.head.weight
@@ -144,6 +150,10 @@ class V4Objective(_Common):
             mtp = head_cross_entropy(guess, head, batch.targets2, self.dtype)
             values["mtp_loss"] = mtp.item()
             total = total + mtp_weight * weights.mtp_every * mtp
+        chosen = self.indexers.take()
+        if chosen is not None:
+            values["indexer_loss"] = chosen.item()
+            total = total + weights.indexer * weights.indexer_every * chosen
         if routing and weights.balance > 0:
             rows = batch.ids.size(0)
             balance = torch.stack([sequence_balance(r.scores, r.indices, rows) for r in routing]).mean()

@@ -19,9 +19,11 @@ import torch
 from safetensors.torch import load_file
 
 import fourfold
+from fourfold import kernels
 from fourfold.errors import ConfigError, TrainError
 from fourfold.train import checkpoint
 from fourfold.train.config import TrainConfig
+from fourfold.train.objective import V4Objective
 from fourfold.train.quantise import rounded_weights
 from fourfold.train.record import read_metrics
 from fourfold.train.trainer import Trainer, train
@@ -149,3 +151,27 @@ def test_vocabulary_must_hold_the_tokenizer(make_config: MakeConfig, tmp_path: P
     (tmp_path / "config.json").write_text(json.dumps(MODEL | {"vocab_size": 300}), encoding="utf-8")
     with pytest.raises(ConfigError, match="vocab_size"):
         Trainer(make_config())
+
+
+def test_indexer_loss_trains_the_indexers_alone(make_config: MakeConfig) -> None:
+    """It falls, and without the other losses nothing but the indexers has a gradient."""
+    trainer = Trainer(make_config(loss={"indexer": 1.0}, optimizer={"matrices": "adamw", "adamw_lr": 0.01}))
+    batch = trainer.data.next()
+    objective = trainer.objective
+    assert isinstance(objective, V4Objective)
+    losses = []
+    for step in range(6):
+        objective.loss(batch, 0.5, step)  # the routers' state
+        objective.indexers.start()
+        with kernels.replaced("cpu", objective.operations):
+            objective.model.hidden(batch.ids, batch.segments)
+        loss = objective.indexers.take()
+        assert loss is not None
+        loss.backward()
+        with_gradient = {n for n, p in trainer.parameters.items() if p.grad is not None}
+        assert with_gradient and all(".indexer." in name for name in with_gradient)
+        trainer.optimizer.step(1.0)
+        losses.append(loss.item())
+    trainer.close()
+    assert losses[-1] < losses[0]
+    assert min(losses) >= 0
