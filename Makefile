@@ -64,6 +64,6 @@ $(READY): $(SOURCES) | $(VENV)/.torch
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 
-$(DEV): $(READY)
+$(DEV): $(SOURCES) | $(VENV)/.torch
 	$(BIN)/pip install --quiet --editable '.[dev]'
-	@touch $@
+	@touch $(READY) $@
