@@ -140,18 +140,10 @@ class Transformer(HeadCollapse):
         """
         layout = Layout(packed_rows(segments), self.config.sliding_window, ids.device)
         batch = self._batch(layout, ids)
-        streams = self._embed(ids)
-        for block, memory in zip(self.layers, fresh_layers(self.config), strict=True):
-            streams = block(streams, batch, memory)
+        streams = self._through(ids, batch, fresh_layers(self.config))
         guess = None
         if mtp:
-            block = self.mtp[0]
-            assert isinstance(block, MtpBlock)
-            following = ids.roll(-1, dims=1)
-            after = self._batch(layout, following)
-            after.routing = batch.routing
-            embedded = self.embed(following).to(self.numerics.dtype)
-            guess = block.predict(streams, embedded, after, FRESH_LAYER)
+            guess = self._guess(streams, ids.roll(-1, dims=1), layout, FRESH_LAYER, batch.routing)
         return self.norm(self.collapse(streams, self.config)), guess, tuple(batch.routing)
 
     @torch.no_grad()
@@ -173,10 +165,7 @@ class Transformer(HeadCollapse):
         sizes = [len(row) for row in ids]
         layout = layout_of(caches, sizes, self.device)
         joined = torch.cat(list(ids)).unsqueeze(0)
-        batch = self._batch(layout, joined)
-        streams = self._embed(joined)
-        for block, memory in zip(self.layers, join(caches, layout), strict=True):
-            streams = block(streams, batch, memory)
+        streams = self._through(joined, self._batch(layout, joined), join(caches, layout))
         for cache, row, part in zip(caches, ids, streams.split(sizes, dim=1), strict=True):
             self._remember(cache, row.unsqueeze(0), part)
             cache.length += len(row)
@@ -210,12 +199,8 @@ class Transformer(HeadCollapse):
         wanted: Literal["all", "last"],
     ) -> Output:
         batch = self._batch(layout, ids)
-        streams = self._embed(ids)
-        states = []
-        for block, memory in zip(self.layers, layers, strict=True):
-            streams = block(streams, batch, memory)
-            if hidden_states:
-                states.append(streams)
+        states: list[Tensor] = []
+        streams = self._through(ids, batch, layers, states if hidden_states else None)
         if cache is not None:
             self._remember(cache, ids, streams)
         guesses = None
@@ -234,6 +219,36 @@ class Transformer(HeadCollapse):
         """[B, T] -> the n equal residual streams [B, T, n, D]."""
         x = self.embed(ids).to(self.numerics.dtype)
         return x.unsqueeze(-2).expand(*x.shape[:-1], self.config.hc_mult, x.shape[-1])
+
+    def _through(
+        self,
+        ids: Tensor,
+        batch: ForwardBatch,
+        layers: Sequence[LayerStreams],
+        states: list[Tensor] | None = None,
+    ) -> Tensor:
+        """The streams after the last block; those after each block go to `states`."""
+        streams = self._embed(ids)
+        for block, memory in zip(self.layers, layers, strict=True):
+            streams = block(streams, batch, memory)
+            if states is not None:
+                states.append(streams)
+        return streams
+
+    def _guess(
+        self,
+        streams: Tensor,
+        following: Tensor,
+        layout: Layout,
+        memory: LayerStreams,
+        routing: list[Routing],
+    ) -> Tensor:
+        """The MTP block's hidden states from the streams at each position and the tokens after them."""
+        batch = self._batch(layout, following)
+        batch.routing = routing
+        block = self.mtp[0]
+        assert isinstance(block, MtpBlock)
+        return block.predict(streams, self.embed(following).to(self.numerics.dtype), batch, memory)
 
     def _logits(self, streams: Tensor) -> Tensor:
         x = self.norm(self.collapse(streams, self.config).float())
@@ -268,12 +283,7 @@ class Transformer(HeadCollapse):
             layout = Layout([[segment]] * cache.batch, self.config.sliding_window, ids.device)
             streams, following = self._recall(cache, segment)
             memory = cache.mtp.layer
-        batch = self._batch(layout, following)
-        batch.routing = routing
-        block = self.mtp[0]
-        assert isinstance(block, MtpBlock)
-        embedded = self.embed(following).to(self.numerics.dtype)
-        x = block.predict(streams, embedded, batch, memory)[:, -wanted:]
+        x = self._guess(streams, following, layout, memory, routing)[:, -wanted:]
         if cache is not None and cache.mtp is not None:
             cache.mtp.length = cache.length + ids.shape[1] - 1
         return kernels.linear(x.float(), self.head.value(), self.head.scale).float()

@@ -1,8 +1,8 @@
-"""All tidy exchanges of the chitchat-dataset package (MIT), as records of kind "smalltalk" for a first stage.
+"""All that is tidy in the chitchat-dataset package (MIT): exchanges and single utterances, for a first stage.
 
     python models/recipe/smalltalk.py --tokenizer DIR --out models/corpus/smalltalk.jsonl.xz
 
-`build_corpus.py` takes only first turns in the teacher's words; here every exchange that passes
+Records of kind "smalltalk" and "utterance". `build_corpus.py` takes only first turns in the teacher's words; here every exchange that passes
 `chitchat.turn`
 counts, so much of it refers to what was said before: good for grammar, not for answers.
 """
@@ -19,11 +19,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from chitchat import turn
+from chitchat import tidy, turn
 
 from fourfold.tokenizer import Tokenizer
 
 TOKENS_A_WORD = 1.5
+UTTERANCE_TOKENS_A_WORD, UTTERANCE_WORDS = 1.4, 5  # single ones are plentiful: the plainest that say something
 
 
 def exchanges() -> Iterator[tuple[str, str]]:
@@ -36,22 +37,36 @@ def exchanges() -> Iterator[tuple[str, str]]:
                 yield said, answered
 
 
+def utterances(exchanged: set[str]) -> Iterator[str]:
+    """Tidy utterances that are in none of the exchanges."""
+    from chitchat_dataset import Dataset
+
+    for conversation in Dataset().values():
+        for messages in conversation["messages"]:
+            for message in messages:
+                text = tidy(message["text"])
+                if text and len(text.split()) >= UTTERANCE_WORDS and text not in exchanged:
+                    yield text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     tokenizer = Tokenizer(args.tokenizer)
-    count = tokens = 0
+
+    def plain(text: str, limit: float) -> bool:
+        return len(tokenizer.encode(text)) <= limit * len(text.split())
+
+    pairs = [pair for pair in dict.fromkeys(exchanges()) if plain(" ".join(pair), TOKENS_A_WORD)]
+    said = {side for pair in pairs for side in pair}
+    alone = [u for u in dict.fromkeys(utterances(said)) if plain(u, UTTERANCE_TOKENS_A_WORD)]
+    rows = [{"kind": "smalltalk", "source": "chitchat", "prompt": p, "response": r} for p, r in pairs]
+    rows += [{"kind": "utterance", "source": "chitchat", "text": text} for text in alone]
     with lzma.open(args.out, "wt", encoding="utf-8") as file:
-        for said, answered in dict.fromkeys(exchanges()):
-            length = len(tokenizer.encode(said)) + len(tokenizer.encode(answered))
-            if length > TOKENS_A_WORD * len(f"{said} {answered}".split()):
-                continue
-            record = {"kind": "smalltalk", "source": "chitchat", "prompt": said, "response": answered}
-            file.write(json.dumps(record) + "\n")
-            count, tokens = count + 1, tokens + length + 5
-    print(f"{count:,} exchanges, {tokens:,} tokens", file=sys.stderr)
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    print(f"{len(pairs):,} exchanges, {len(alone):,} utterances", file=sys.stderr)
 
 
 if __name__ == "__main__":

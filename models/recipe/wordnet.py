@@ -1,6 +1,7 @@
-"""Example sentences of WordNet 3.0 in plain words, as records of kind "sentence".
+"""Example sentences and definitions of WordNet 3.0 in plain words, as records of kind "sentence" and "definition".
 
-    python models/recipe/wordnet.py --dict DIR --tokenizer DIR --out models/corpus/sentences.jsonl.xz
+    python models/recipe/wordnet.py --dict DIR --tokenizer DIR --corpus models/corpus/{train,smalltalk}.jsonl.xz
+        --out models/corpus/sentences.jsonl.xz
 
 DIR holds WordNet's data.{verb,noun,adj,adv} files (Debian: package wordnet-base, /usr/share/wordnet).
 WordNet is
@@ -15,6 +16,7 @@ import json
 import lzma
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,20 +60,67 @@ def sentence(text: str) -> str | None:
     return text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else ".")
 
 
+def definitions(folder: Path, common: set[str]) -> Iterator[tuple[str, str]]:
+    """(question, answer) for the first sense of common nouns, verbs and adjectives."""
+    for part in ("noun", "verb", "adj"):
+        glosses = {
+            line[:8]: line.split("| ", 1)[1]
+            for line in (folder / f"data.{part}").read_text(encoding="utf-8").splitlines()
+            if not line.startswith("  ")
+        }
+        for line in (folder / f"index.{part}").read_text(encoding="utf-8").splitlines():
+            fields = line.split()
+            if line.startswith("  ") or fields[0] not in common:
+                continue
+            senses = int(fields[2])
+            gloss = re.sub(r"\([^)]*\)", " ", glosses[fields[-senses]].split(";")[0].split(":")[0])
+            gloss = " ".join(gloss.split())
+            if not PLAIN.fullmatch(gloss) or not 3 <= len(gloss.split()) <= 14 or UNWANTED.search(gloss):
+                continue
+            yield define(fields[0], part, gloss)
+
+
+def define(word: str, part: str, gloss: str) -> tuple[str, str]:
+    """A question for a word, and its gloss as an answer."""
+    if part == "verb":
+        return f"What does it mean to {word}?", f"To {word} means to {gloss}."
+    if part == "noun" and gloss.startswith(("a ", "an ")):
+        named = f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+        return f"What is {named}?", f"{named[0].upper()}{named[1:]} is {gloss}."
+    return f'What does "{word}" mean?', f"{word.capitalize()} means {gloss}."
+
+
+def common_words(corpus: list[Path], least: int = 3) -> set[str]:
+    """Words that occur at least so often in the other files of the corpus."""
+    counts: Counter[str] = Counter()
+    for path in corpus:
+        with lzma.open(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                record = json.loads(line)
+                counts.update(re.findall(r"[a-z]{3,}", (record.get("text") or record["response"]).lower()))
+    return {word for word, count in counts.items() if count >= least}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dict", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--corpus", type=Path, nargs="*", default=[], help="define the words common here")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     tokenizer = Tokenizer(args.tokenizer)
     kept = dict.fromkeys(s for s in map(sentence, examples(args.dict)) if s)
     plain = [s for s in kept if len(tokenizer.encode(s)) <= TOKENS_A_WORD * (len(s.split()) + 1)]
+    defined = [
+        (question, answer)
+        for question, answer in definitions(args.dict, common_words(args.corpus))
+        if len(tokenizer.encode(answer)) <= TOKENS_A_WORD * (len(answer.split()) + 1)
+    ]
+    rows = [{"kind": "sentence", "source": "wordnet", "text": text} for text in plain]
+    rows += [{"kind": "definition", "source": "wordnet", "prompt": q, "response": a} for q, a in defined]
     with lzma.open(args.out, "wt", encoding="utf-8") as file:
-        for text in plain:
-            file.write(json.dumps({"kind": "sentence", "source": "wordnet", "text": text}) + "\n")
-    tokens = sum(len(tokenizer.encode(s)) + 2 for s in plain)
-    print(f"{len(plain):,} sentences of {len(kept):,} plain ones, {tokens:,} tokens", file=sys.stderr)
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    print(f"{len(plain):,} sentences of {len(kept):,} plain ones, {len(defined):,} definitions", file=sys.stderr)
 
 
 if __name__ == "__main__":
