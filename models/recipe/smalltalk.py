@@ -24,7 +24,10 @@ from chitchat import tidy, turn
 from fourfold.tokenizer import Tokenizer
 
 TOKENS_A_WORD = 1.5
-UTTERANCE_TOKENS_A_WORD, UTTERANCE_WORDS = 1.4, 5  # single ones are plentiful: the plainest that say something
+UTTERANCE_TOKENS_A_WORD, UTTERANCE_WORDS = (
+    1.4,
+    5,
+)  # single ones are plentiful: the plainest that say something
 
 
 def exchanges() -> Iterator[tuple[str, str]]:

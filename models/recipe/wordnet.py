@@ -120,7 +120,9 @@ def main() -> None:
     rows += [{"kind": "definition", "source": "wordnet", "prompt": q, "response": a} for q, a in defined]
     with lzma.open(args.out, "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    print(f"{len(plain):,} sentences of {len(kept):,} plain ones, {len(defined):,} definitions", file=sys.stderr)
+    print(
+        f"{len(plain):,} sentences of {len(kept):,} plain ones, {len(defined):,} definitions", file=sys.stderr
+    )
 
 
 if __name__ == "__main__":
