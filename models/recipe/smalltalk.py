@@ -2,9 +2,9 @@
 
     python models/recipe/smalltalk.py --tokenizer DIR --out models/corpus/smalltalk.jsonl.xz
 
-Records of kind "smalltalk" and "utterance". `build_corpus.py` takes only first turns in the teacher's words; here every exchange that passes
-`chitchat.turn`
-counts, so much of it refers to what was said before: good for grammar, not for answers.
+Records of kind "smalltalk" and "utterance". `build_corpus.py` takes only first turns in the teacher's words;
+here every exchange that passes `chitchat.turn` counts, so much of it refers to what was said before: good for
+grammar, not for answers.
 """
 
 from __future__ import annotations

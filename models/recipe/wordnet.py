@@ -1,11 +1,10 @@
-"""Example sentences and definitions of WordNet 3.0 in plain words, as records of kind "sentence" and "definition".
+"""Examples and definitions of WordNet 3.0 in plain words: records of kind "sentence" and "definition".
 
-    python models/recipe/wordnet.py --dict DIR --tokenizer DIR --corpus models/corpus/{train,smalltalk}.jsonl.xz
-        --out models/corpus/sentences.jsonl.xz
+    python models/recipe/wordnet.py --dict DIR --tokenizer DIR --out models/corpus/sentences.jsonl.xz
+        --corpus models/corpus/train.jsonl.xz models/corpus/smalltalk.jsonl.xz
 
-DIR holds WordNet's data.{verb,noun,adj,adv} files (Debian: package wordnet-base, /usr/share/wordnet).
-WordNet is
-free to use, copy, modify and distribute with its copyright notice: WordNet 3.0 Copyright 2006 by Princeton
+DIR holds WordNet's data.{verb,noun,adj,adv} files (Debian: package wordnet-base, /usr/share/wordnet). WordNet
+is free to use, copy, modify and distribute with its copyright notice: WordNet 3.0 Copyright 2006 by Princeton
 University. All rights reserved.
 """
 
