@@ -60,16 +60,10 @@ $(VENV)/.torch: | $(BIN)/pip
 	set -x; $(BIN)/pip install --quiet $${index:+--extra-index-url "$$index"} "$(TORCH)"
 	@touch $@
 
-# pip hides what the build says, so ask afterwards whether the native kernels are there.
-SAY_KERNELS := $(BIN)/python -c 'from fourfold.kernels import cpu; d = cpu.describe(); \
-	print("fourfold: CPU kernels:", d["isa"], d["reason"] and "(" + str(d["reason"]) + ")")' >&2
-
 $(READY): $(SOURCES) | $(VENV)/.torch
 	$(BIN)/pip install --quiet --editable .
-	@$(SAY_KERNELS)
 	@touch $@
 
 $(DEV): $(SOURCES) | $(VENV)/.torch
 	$(BIN)/pip install --quiet --editable '.[dev]'
-	@$(SAY_KERNELS)
 	@touch $(READY) $@
