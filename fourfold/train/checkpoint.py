@@ -30,8 +30,7 @@ class RunState:
     """Everything of a run that is not a tensor.
 
     step: steps done.   seconds: time spent training.   tokens: targets learnt from so far.
-    epoch, row: position in the data.   fingerprint: of the data that position refers to.   best: lowest
-        held-out loss.
+    epoch, row: position in the data.   fingerprint: of the data that position refers to.
     """
 
     step: int = 0
@@ -40,7 +39,6 @@ class RunState:
     epoch: int = 0
     row: int = 0
     fingerprint: str = ""
-    best: float | None = None
 
 
 def checkpoints(folder: Path) -> list[Path]:

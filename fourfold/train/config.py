@@ -117,8 +117,7 @@ class ScheduleSection:
 class LossSection:
     """[loss]: weights beside the next-token loss.
 
-    mtp: of the multi-token prediction loss; mtp_final: the same from `mtp_final_from` (share of the budget)
-        on.
+    mtp: of the multi-token prediction loss.   mtp_final: the same from the share mtp_final_from on.
     mtp_every: the MTP block is run on every n-th step only (its weight is multiplied by n).
     balance: of the sequence-wise expert balance loss.   bias_update: step of gate.bias against the load.
     indexer: of the indexers' own loss (see indexer.py); 0 leaves the indexers as they are.

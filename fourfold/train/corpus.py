@@ -28,9 +28,7 @@ USER, ASSISTANT, NO_THINKING = "<｜User｜>", "<｜Assistant｜>", "</think>"
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One sample: ids int32 [n]; `answer_from` is the index of the first token of the answer (0: all is
-    answer).
-    """
+    """ids: int32 [n].  answer_from: index of the first token of the answer (0: all is answer)."""
 
     ids: np.ndarray
     answer_from: int
@@ -42,9 +40,7 @@ class Encoder:
     """Records to ids with the tokenizer of the trained model."""
 
     def __init__(self, path: str | Path) -> None:
-        """path: tokenizer.json, or the folder that holds it.  Raises TokenizerError if it is missing or
-        lacks a mark.
-        """
+        """path: tokenizer.json or its folder.  Raises TokenizerError if it is missing or lacks a mark."""
         self.tokenizer = Tokenizer(path)
         self.marks = {m: self.tokenizer.token_id(m) for m in (BOS, EOS, USER, ASSISTANT, NO_THINKING)}
         self.pad = self.tokenizer.special_ids.get(PAD, self.marks[EOS])

@@ -40,9 +40,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A sample, or a part of one that is longer than a row; `learn_from`: first index that may be a
-    target.
-    """
+    """A sample, or part of one that is longer than a row.  learn_from: first index that may be a target."""
 
     ids: np.ndarray
     learn_from: int
@@ -97,9 +95,7 @@ class PackedData:
         self._rows_of = -1
 
     def fingerprint(self) -> str:
-        """Changes with the samples, their weights and the packing: a checkpoint's position is only good for
-        equal ones.
-        """
+        """Changes with samples, weights and packing: a position is only good for an equal one."""
         digest = hashlib.sha256(f"{self.length} {self.batch_size} {self.seed} {self.answers_only}".encode())
         for sample in self.samples:
             digest.update(sample.ids.tobytes() + str(sample.weight).encode())

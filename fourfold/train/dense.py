@@ -55,9 +55,7 @@ class Dense(nn.Module):
     """ids, segments [B, T] -> hidden [B, T, D] before the head (`head.weight` [V, D])."""
 
     def __init__(self, like: ModelConfig, active: int) -> None:
-        """like: the V4 model to match in width, depth, heads and vocabulary; active: its active
-        parameters.
-        """
+        """like: the V4 model to match in width, depth, heads and words; active: its active parameters."""
         super().__init__()
         width, layers = like.hidden_size, like.num_hidden_layers
         per_layer = (active - 2 * like.vocab_size * width) // layers

@@ -23,7 +23,7 @@ def export(
     """Write `target`, replacing what an earlier run left there; returns it.
 
     parameters: float32 masters by name.  tokenizer: tokenizer.json or its folder, whose other files come
-    along. The written values are those of `quantise.rounded_weights`.  CheckpointError as `write_checkpoint`.
+    along.  Values are those of `quantise.rounded_weights`.  CheckpointError as `write_checkpoint`.
     """
     tensors = official_tensors(model_config, parameters, experts=formats.experts, linears=formats.linears)  # type: ignore[arg-type]
     sides = tokenizer if tokenizer.is_dir() else tokenizer.parent

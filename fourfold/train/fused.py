@@ -3,8 +3,7 @@
 The same equations as `kernels.reference`, arranged for autograd and a narrow memory bus: everything that
 only moves numbers is one function that torch.compile can fuse, tokens are gathered for all experts at once,
 attention is one product over window and entries together, and Sinkhorn's derivative is written out. The
-objective selects them with `kernels.replaced`; the tests hold each of them against the reference, gradients
-included.
+objective selects them with `kernels.replaced`; tests hold each against the reference, gradients included.
 """
 
 from __future__ import annotations
@@ -208,9 +207,7 @@ class Fused:
         sink: Tensor,
         scale: float,
     ) -> Tensor:
-        """As the contract, for rows short enough for a whole matrix of scores; choices (entry_index) become
-        a mask.
-        """
+        """As the contract, for rows short enough for a whole matrix of scores; entry_index becomes a mask."""
         hidden = _outside(window_range, window.shape[1])
         kv = window
         if entries is not None:

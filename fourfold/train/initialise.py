@@ -11,8 +11,7 @@ EMBEDDING_STD = 0.3
 
 @torch.no_grad()
 def initialise(module: nn.Module, std: float) -> None:
-    """Normal matrices of deviation `std`, in place; vectors and mHC's own parameters keep the values they
-    have.
+    """Normal matrices of deviation `std`, in place; vectors and mHC's parameters keep what they have.
 
     What is added to the residual streams is scaled down by sqrt(2 * layers), so that their size does not
     depend on the depth. The embedding is large against one addition: every sublayer reads a normed stream,

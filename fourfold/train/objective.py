@@ -65,9 +65,7 @@ class Objective(Protocol):
 
 
 def build_objective(config: TrainConfig, token_count: int, device: torch.device) -> Objective:
-    """The objective of [model], initialised, on `device`.  ConfigError: the tokenizer has ids the model
-    lacks.
-    """
+    """The objective of [model], initialised.  ConfigError: the tokenizer has ids that the model lacks."""
     model_config = ModelConfig.from_file(config.model.config)
     if token_count > model_config.vocab_size:
         raise ConfigError(

@@ -44,16 +44,12 @@ def orthogonalise(
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon takes this parameter: matrices, stacked experts included, but not embedding, head and
-    ape.
-    """
+    """Whether Muon takes it: matrices, stacked experts included, but not embedding, head and ape."""
     return parameter.ndim >= 2 and not name.endswith(MATRIX_EXCEPTIONS)
 
 
 class Muon:
-    """M = mu M + G;  O = orthogonalise(mu M + G) * sqrt(max(rows, cols)) * gamma;  W = W (1 - lr decay) - lr
-    O.
-    """
+    """W = W (1 - lr decay) - lr O, O = orthogonalise(mu M + G) sqrt(max(rows, cols)) gamma, M = mu M + G."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], settings: OptimizerSection) -> None:
         self.parameters = dict(parameters)
@@ -153,9 +149,7 @@ class Optimizer:
         self.parameters = list(trained.values())
 
     def step(self, factor: float) -> float:
-        """Clip, update with `factor` times the peak rates, drop the gradients.  Returns the gradient's
-        norm.
-        """
+        """Clip, update at `factor` times the peak rates, drop the gradients.  Returns their norm."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         clip = self.settings.clip

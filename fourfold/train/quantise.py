@@ -19,9 +19,7 @@ Rounding = Callable[[Tensor], Tensor]
 
 
 def round_fp8_blocks(weight: Tensor) -> Tensor:
-    """weight [..., O, I] on the e4m3 grid with one scale 2^ceil(log2(amax/448)) per 128x128 block;
-    float32.
-    """
+    """weight [..., O, I] on the e4m3 grid, one scale 2^ceil(log2(amax/448)) per 128x128 block; float32."""
     rows, columns = weight.shape[-2:]
     padded = nn.functional.pad(weight.float(), (0, -columns % FP8_BLOCK, 0, -rows % FP8_BLOCK))
     blocks = padded.unflatten(-2, (-1, FP8_BLOCK)).unflatten(-1, (-1, FP8_BLOCK))

@@ -16,9 +16,7 @@ COLUMNS = (
 
 
 class Metrics:
-    """metrics.csv: one row a step that is logged or evaluated; continued, without the rows after `step`, on
-    resume.
-    """
+    """metrics.csv, one row a step; on resume it is continued without the rows after `step`."""
 
     def __init__(self, path: Path, step: int) -> None:
         kept = [row for row in read_metrics(path) if row["step"] <= step] if path.is_file() and step else []
@@ -55,9 +53,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def plot(curves: Mapping[str, Path], target: Path) -> None:
-    """Draw training and held-out loss over tokens for each named metrics.csv.  Needs matplotlib (extra
-    `train`).
-    """
+    """Draw training and held-out loss over tokens for each named metrics.csv.  Needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -8,8 +8,7 @@ from fourfold.train.config import ScheduleSection
 
 
 def rate(schedule: ScheduleSection, share: float) -> float:
-    """Factor on the peak rate when `share` of the budget is used up.  Between `final` and 1, or a rising
-    warm-up.
+    """Factor on the peak rate when `share` of the budget is used up; rises from 0 over the warm-up, then
 
     cosine: final + (1 - final) * (1 + cos(pi * p)) / 2 over the part after the warm-up;
     wsd: 1 until 1 - decay, then linearly down to final;  constant: 1.

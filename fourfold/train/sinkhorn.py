@@ -11,9 +11,7 @@ from torch import Tensor
 
 
 class Sinkhorn(torch.autograd.Function):
-    """logits [..., n, n] f32 -> the same, scaled towards doubly stochastic; as `kernels.reference` does
-    it.
-    """
+    """logits [..., n, n] f32 -> the same, scaled towards doubly stochastic, as `kernels.reference` does."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, iters: int, eps: float) -> Tensor:  # type: ignore[no-untyped-def]

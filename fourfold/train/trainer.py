@@ -40,8 +40,7 @@ class TrainResult:
 def train(config: TrainConfig) -> TrainResult:
     """Train, or go on with the run that config.run.dir already holds, until the budget is spent.
 
-    Raises ConfigError, TrainError, TokenizerError or CheckpointError before the first step if anything is
-    amiss.
+    Raises ConfigError, TrainError, TokenizerError or CheckpointError, before the first step if possible.
     """
     trainer = Trainer(config)
     try:
