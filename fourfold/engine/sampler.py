@@ -2,8 +2,8 @@
 
 Sampling is the Gumbel trick written with exponentials: token = argmax p_v / q_v with q_v ~ Exp(1), which
 draws v with probability p_v. The noise q of a position comes from (seed, position) alone, so the same seed
-gives the same answer whether the text was generated in one go, continued later, in a batch with others, or
-after a rollback.
+draws the same token from the same probabilities whether the text was generated in one go, continued later,
+in a batch with others, or after a rollback.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from fourfold.errors import RequestError
 
 _MASK = (1 << 64) - 1
+_COLDEST = 1e-30  # below it a temperature is no longer a float32; the nearest token is chosen all the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +38,10 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _check(
-            "temperature", self.temperature, _in(self.temperature, 0, 100), "a number from 0 (greedy) to 100"
-        )
-        _check(
-            "top_p", self.top_p, _in(self.top_p, 0, 1) and self.top_p > 0, "a number above 0 and at most 1"
-        )
+        warm = _in(self.temperature, 0, 100)
+        _check("temperature", self.temperature, warm, "a number from 0 (greedy) to 100")
+        top_p_ok = _in(self.top_p, 0, 1) and self.top_p > 0
+        _check("top_p", self.top_p, top_p_ok, "a number above 0 and at most 1")
         _check("min_p", self.min_p, _in(self.min_p, 0, 1), "a number from 0 to 1")
         _check("top_k", self.top_k, _is_int(self.top_k) and self.top_k >= 0, "a whole number, 0 = no limit")
         seed_ok = self.seed is None or (_is_int(self.seed) and 0 <= self.seed < 1 << 63)
@@ -76,17 +75,19 @@ def sample(logits: Tensor, sampling: Sampling, position: int) -> int:
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The probabilities that `sample` draws from.  [..., V] f32 -> same; filters apply in the order
-    temperature, k, p, min_p.
+    """The probabilities that `sample` draws from.  [..., V] f32 -> same.
 
+    Temperature first, then the filters k, p and min_p, each on what the one before it left, renormalised.
     At temperature 0: all mass on the most likely token.
     """
     if sampling.temperature == 0.0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
-    scaled = logits.float() / sampling.temperature
-    probabilities = torch.softmax(scaled - scaled.amax(dim=-1, keepdim=True), dim=-1)
+    # The maximum goes first: a tiny temperature would make it infinite, and infinity minus itself is NaN.
+    distances = logits.float() - logits.amax(dim=-1, keepdim=True)
+    probabilities = torch.softmax(distances / max(sampling.temperature, _COLDEST), dim=-1)
     if 0 < sampling.top_k < logits.shape[-1]:
         probabilities = keep_top_k(probabilities, sampling.top_k)
+        probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
     if sampling.top_p < 1.0:
         probabilities = keep_top_p(probabilities, sampling.top_p)
     if sampling.min_p > 0.0:
@@ -102,12 +103,12 @@ def keep_top_k(probabilities: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(probabilities: Tensor, p: float) -> Tensor:
-    """The smallest set of most likely tokens whose sum reaches p, others 0; never empty.  [..., V] -> same,
-    not renormalised.
+    """The smallest set of most likely tokens whose sum reaches p, others 0; never empty.
+
+    [..., V] that sums to 1 -> same, not renormalised.
     """
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    # A token stays when what comes before it has not reached p; in float64, since 10^5 float32 terms drift
-    # past p.
+    # A token stays when what comes before it has not reached p; float64, since 10^5 float32 terms drift.
     before = torch.nn.functional.pad(ordered.double().cumsum(dim=-1)[..., :-1], (1, 0))
     kept = torch.where(before < p, ordered, 0.0)
     return torch.zeros_like(probabilities).scatter_(-1, order, kept)
@@ -120,9 +121,7 @@ def exponential_noise(size: int, seed: int, position: int) -> Tensor:
 
 
 def mix(seed: int, position: int) -> int:
-    """64 well-mixed bits of the two numbers (the finaliser of splitmix64): near seeds and positions share
-    nothing.
-    """
+    """64 well-mixed bits of the two numbers: near seeds and positions share nothing (splitmix64)."""
     x = (seed + (position + 1) * 0x9E3779B97F4A7C15) & _MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK

@@ -35,6 +35,20 @@ def test_low_temperature_sharpens_and_high_flattens():
     assert torch.isfinite(distribution(LOGITS * 1e4, Sampling(temperature=1e-3))).all()
 
 
+@pytest.mark.parametrize("temperature", [1e-40, 5e-324, 1e-30, 1e-6])
+def test_the_coldest_temperatures_are_greedy(temperature):
+    logits = torch.tensor([[1e4, -math.inf, 2e4, 1e4], [0.0, -3.0, -4.0, -math.inf]])
+    cold = distribution(logits, Sampling(temperature=temperature))
+    assert torch.equal(cold, distribution(logits, Sampling(temperature=0.0)))
+    assert sample(logits[0], Sampling(temperature=temperature, seed=1), 0) == 2
+
+
+def test_top_p_reads_what_top_k_left():
+    """0.5, 0.2 and 0.15 are 0.59, 0.24 and 0.18 of what is left: two of them reach 0.8, not three."""
+    kept = distribution(LOGITS, Sampling(top_k=3, top_p=0.8))
+    torch.testing.assert_close(kept, torch.tensor([0.5, 0.2, 0.0, 0.0, 0.0]) / 0.7)
+
+
 @pytest.mark.parametrize(("p", "kept"), [(0.4, 1), (0.5, 1), (0.51, 2), (0.7, 2), (0.85, 3), (1e-9, 1)])
 def test_top_p_keeps_the_smallest_set_that_reaches_p(p, kept):
     probabilities = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05], dtype=torch.float64)
