@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from fourfold import kernels
 from fourfold.config import ModelConfig
 from fourfold.model.batch import ForwardBatch
-from fourfold.model.cache import LayerStreams
 from fourfold.model.compressor import Compressor
 from fourfold.model.indexer import Indexer
 from fourfold.model.linear import GroupedLinear, Linear, RMSNorm
+from fourfold.model.memory import LayerMemory
 from fourfold.model.numerics import Numerics
 
 
@@ -40,15 +40,15 @@ class Attention(nn.Module):
         self.compressor = Compressor(config, ratio, width, overlapping=kind == "csa") if ratio else None
         self.indexer = Indexer(config, ratio, numerics) if kind == "csa" else None
 
-    def forward(self, x: Tensor, batch: ForwardBatch, streams: LayerStreams) -> Tensor:
+    def forward(self, x: Tensor, batch: ForwardBatch, memory: LayerMemory) -> Tensor:
         """x [B, T, D] -> [B, T, D]."""
         angles = batch.token_angles(self.ratio > 0)
         qr = self.q_norm(self.wq_a(x))
         q = self.wq_b(qr).unflatten(-1, (self.heads, self.width))
         q = kernels.rope(kernels.rms_norm(q, None, self.eps), *angles, inverse=False)
         kv = kernels.rope(self.kv_norm(self.wkv(x)), *angles, inverse=False)
-        window = streams.window.extend(self.numerics.kv(kv, self.rope_width))
-        entries, visible, chosen = self._compressed(x, qr, batch, streams)
+        window = memory.window.extend(self.numerics.kv(kv, self.rope_width))
+        entries, visible, chosen = self._compressed(x, qr, batch, memory)
         o = kernels.sparse_attention(
             q,
             window,
@@ -64,13 +64,13 @@ class Attention(nn.Module):
         return self.wo_b(o.flatten(-2))
 
     def _compressed(
-        self, x: Tensor, qr: Tensor, batch: ForwardBatch, streams: LayerStreams
+        self, x: Tensor, qr: Tensor, batch: ForwardBatch, memory: LayerMemory
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Entries [B, S, C], the range each query sees, and the indexer's choice among them if it made
         one."""
         if self.compressor is None:
             return None, None, None
-        chosen = None if self.indexer is None else self.indexer(x, qr, batch, streams)
-        new = self.numerics.kv(self.compressor(x, batch, streams.tail), self.rope_width)
+        chosen = None if self.indexer is None else self.indexer(x, qr, batch, memory)
+        new = self.numerics.kv(self.compressor(x, batch, memory.tail), self.rope_width)
         blocks = batch.layout.blocks(self.ratio, self.compressor.overlapping)
-        return streams.entries.extend(new), blocks.visible, chosen
+        return memory.entries.extend(new), blocks.visible, chosen

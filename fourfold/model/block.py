@@ -12,8 +12,8 @@ from fourfold import kernels
 from fourfold.config import ModelConfig
 from fourfold.model.attention import Attention
 from fourfold.model.batch import ForwardBatch
-from fourfold.model.cache import LayerStreams
 from fourfold.model.linear import RMSNorm
+from fourfold.model.memory import LayerMemory
 from fourfold.model.moe import MoE
 from fourfold.model.numerics import Numerics
 
@@ -38,7 +38,7 @@ class Block(nn.Module):
         self.hc_attn_fn, self.hc_attn_base, self.hc_attn_scale = _mixing_parameters(n, width)
         self.hc_ffn_fn, self.hc_ffn_base, self.hc_ffn_scale = _mixing_parameters(n, width)
 
-    def forward(self, streams: Tensor, batch: ForwardBatch, memory: LayerStreams) -> Tensor:
+    def forward(self, streams: Tensor, batch: ForwardBatch, memory: LayerMemory) -> Tensor:
         """streams [B, T, n, D] -> same."""
         streams = self._sublayer(
             lambda u: self.attn(self.attn_norm(u), batch, memory),

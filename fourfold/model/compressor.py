@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from fourfold import kernels
 from fourfold.config import ModelConfig
 from fourfold.model.batch import ForwardBatch
+from fourfold.model.buffers import KVBuffer
 from fourfold.model.linear import INIT_STD, RMSNorm, StoredWeight
-from fourfold.model.streams import KVStream
 
 
 class Compressor(nn.Module):
@@ -28,11 +28,11 @@ class Compressor(nn.Module):
         self.ape = nn.Parameter(torch.randn(ratio, channels) * INIT_STD)
         self.norm = RMSNorm(width, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, batch: ForwardBatch, tail: KVStream) -> Tensor:
+    def forward(self, x: Tensor, batch: ForwardBatch, tail: KVBuffer) -> Tensor:
         """x [B, T, D] -> the entries completed by these tokens, normed and turned, [B, S, width] float32."""
         x = x.float()
-        values = kernels.linear(x, self.wkv.value(), self.wkv.scale)
-        scores = kernels.linear(x, self.wgate.value(), self.wgate.scale)
+        values = kernels.linear(x, self.wkv.weight, self.wkv.scale)
+        scores = kernels.linear(x, self.wgate.weight, self.wgate.scale)
         scores = scores.float() + self.ape[batch.layout.positions % self.ratio]
         pending = tail.extend(torch.cat([values.float(), scores], dim=-1))
         values, scores = self._gather(pending, batch.layout.blocks(self.ratio, self.overlapping).tokens)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from fourfold import kernels
 from fourfold.config import ModelConfig
 from fourfold.model.batch import ForwardBatch
-from fourfold.model.cache import LayerStreams
 from fourfold.model.compressor import Compressor
 from fourfold.model.linear import Linear
+from fourfold.model.memory import LayerMemory
 from fourfold.model.numerics import Numerics
 
 
@@ -28,11 +28,11 @@ class Indexer(nn.Module):
         self.weights_proj = Linear(config.hidden_size, self.heads, numerics)
         self.compressor = Compressor(config, ratio, self.width, overlapping=True)
 
-    def forward(self, x: Tensor, qr: Tensor, batch: ForwardBatch, streams: LayerStreams) -> Tensor | None:
+    def forward(self, x: Tensor, qr: Tensor, batch: ForwardBatch, memory: LayerMemory) -> Tensor | None:
         """x [B, T, D], qr [B, T, q_lora_rank] -> entries [B, T, K] int64, -1 padded; None when all are
         kept."""
-        keys = self.numerics.index(kernels.hadamard(self.compressor(x, batch, streams.index_tail)))
-        keys = streams.index_entries.extend(keys)
+        keys = self.numerics.index(kernels.hadamard(self.compressor(x, batch, memory.index_tail)))
+        keys = memory.index_entries.extend(keys)
         blocks = batch.layout.blocks(self.ratio, overlapping=True)
         if blocks.most_visible <= self.topk:
             return None

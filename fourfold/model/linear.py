@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from fourfold import kernels
 from fourfold.model.numerics import Numerics
 
-FakeQuant = Callable[[Tensor], Tensor]
 INIT_STD = 0.02
 
 
 class StoredWeight(nn.Module):
-    """A weight in any stored format, with its scale if it is packed.
-
-    fake_quant: set by a trainer, rounds the float32 master to the grid it will be exported on.
-    """
+    """A weight in any stored format, with its scale if it is packed."""
 
     scale: Tensor | None
 
@@ -26,11 +20,6 @@ class StoredWeight(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(shape) * INIT_STD)
         self.register_parameter("scale", None)
-        self.fake_quant: FakeQuant | None = None
-
-    def value(self) -> Tensor:
-        """The weight to compute with."""
-        return self.weight if self.fake_quant is None else self.fake_quant(self.weight)
 
 
 class Linear(StoredWeight):
@@ -41,8 +30,7 @@ class Linear(StoredWeight):
         self.numerics = numerics
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.value()
-        return kernels.linear(self.numerics.linear_input(x, weight), weight, self.scale)
+        return kernels.linear(self.numerics.linear_input(x, self.weight), self.weight, self.scale)
 
 
 class GroupedLinear(StoredWeight):
@@ -57,7 +45,7 @@ class GroupedLinear(StoredWeight):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., G, I] -> [..., G, O]."""
-        return kernels.grouped_linear(x, self.value(), self.scale, self.groups)
+        return kernels.grouped_linear(x, self.weight, self.scale, self.groups)
 
 
 class RMSNorm(nn.Module):

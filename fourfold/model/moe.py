@@ -55,7 +55,7 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """x [N, D] -> [N, D] f32."""
-        w1, w3, w2 = self.w1.value(), self.w3.value(), self.w2.value()
+        w1, w3, w2 = self.w1.weight, self.w3.weight, self.w2.weight
         rounds = self.numerics.rounds and self.w1.scale is not None
         return kernels.experts(
             x, indices, weights, w1, self.w1.scale, w3, self.w3.scale, w2, self.w2.scale, self.limit, rounds
@@ -74,7 +74,9 @@ class SharedExpert(nn.Module):
         self.w2 = Linear(inner, width, numerics)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(kernels.swiglu(self.w1(x), self.w3(x), self.limit).to(x.dtype))
+        """x [N, D] -> [N, D] f32: products in float32, as in the routed experts."""
+        x = x.float()
+        return self.w2(kernels.swiglu(self.w1(x), self.w3(x), self.limit))
 
 
 class MoE(nn.Module):
@@ -92,5 +94,5 @@ class MoE(nn.Module):
         indices, weights, scores = self.gate(flat, batch.ids.flatten())
         if self.training and not self.gate.hashed:
             batch.routing.append(Routing(scores, indices))
-        y = self.experts(flat, indices, weights) + self.shared_experts(flat).float()
+        y = self.experts(flat, indices, weights) + self.shared_experts(flat)
         return y.to(x.dtype).view_as(x)

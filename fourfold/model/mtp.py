@@ -7,8 +7,8 @@ from torch import Tensor
 from fourfold.config import ModelConfig
 from fourfold.model.batch import ForwardBatch
 from fourfold.model.block import Block, HeadCollapse
-from fourfold.model.cache import LayerStreams
 from fourfold.model.linear import Linear, RMSNorm
+from fourfold.model.memory import LayerMemory
 from fourfold.model.numerics import Numerics
 
 
@@ -29,7 +29,7 @@ class MtpBlock(Block, HeadCollapse):
         self._add_head_collapse(config)
 
     def predict(
-        self, streams: Tensor, next_embedding: Tensor, batch: ForwardBatch, memory: LayerStreams
+        self, streams: Tensor, next_embedding: Tensor, batch: ForwardBatch, memory: LayerMemory
     ) -> Tensor:
         """streams [B, T, n, D], next_embedding [B, T, D] -> [B, T, D] for the shared head."""
         embedded = self.e_proj(self.enorm(next_embedding)).unsqueeze(-2)

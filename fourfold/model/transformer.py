@@ -14,17 +14,10 @@ from fourfold.config import ModelConfig
 from fourfold.errors import CacheError, CheckpointError, ConfigError, RequestError
 from fourfold.model.batch import ForwardBatch, Routing
 from fourfold.model.block import Block, HeadCollapse
-from fourfold.model.cache import (
-    DEFAULT_MAX_ROLLBACK,
-    FRESH_LAYER,
-    Cache,
-    LayerStreams,
-    fresh_layers,
-    join,
-    layout_of,
-)
+from fourfold.model.cache import DEFAULT_MAX_ROLLBACK, Cache, join, layout_of
 from fourfold.model.layout import Layout, Segment, packed_rows
 from fourfold.model.linear import INIT_STD, RMSNorm, StoredWeight
+from fourfold.model.memory import FRESH_LAYER, LayerMemory, fresh_layers
 from fourfold.model.mtp import MtpBlock
 from fourfold.model.numerics import numerics as numerics_named
 from fourfold.model.rope import inverse_frequencies
@@ -94,7 +87,7 @@ class Transformer(HeadCollapse):
 
     def new_cache(self, batch: int = 1, max_rollback: int = DEFAULT_MAX_ROLLBACK) -> Cache:
         """An empty cache for `batch` sequences that advance together."""
-        return Cache(self.config, batch, max_rollback)
+        return Cache(self.config, self, batch, max_rollback)
 
     def forward(
         self,
@@ -113,6 +106,10 @@ class Transformer(HeadCollapse):
         max_position_embeddings.
         """
         self._check_ids(ids, 0 if cache is None else cache.length)
+        if segments is not None and segments.shape != ids.shape:
+            raise RequestError(
+                f"segments has shape {list(segments.shape)}; allowed: that of ids, {list(ids.shape)}"
+            )
         if cache is None:
             samples = torch.zeros_like(ids) if segments is None else segments
             layout = Layout(packed_rows(samples), self.config.sliding_window, ids.device)
@@ -122,11 +119,13 @@ class Transformer(HeadCollapse):
                 f"the cache holds {cache.batch} sequences, ids has {ids.shape[0]} rows"
                 f"{' and segments' if segments is not None else ''}; allowed: one row a sequence, no segments"
             )
+        self._check_owner(cache)
         with torch.no_grad():
             segment = cache.segment(ids.shape[1])
             layout = Layout([[segment]] * cache.batch, self.config.sliding_window, ids.device)
             output = self._run(ids, layout, cache.layers, cache, mtp, hidden_states, logits)
-        cache.length += ids.shape[1]
+        # Only now: a call that fails or is interrupted leaves the cache as it was.
+        cache.advance(ids.shape[1], guessed=mtp)
         return output
 
     def hidden(
@@ -161,15 +160,18 @@ class Transformer(HeadCollapse):
         if len({id(cache) for cache in caches}) != len(caches):
             raise CacheError("one cache was given for several sequences; each sequence needs its own")
         for row, cache in zip(ids, caches, strict=True):
+            self._check_owner(cache)
             self._check_ids(row.unsqueeze(0), cache.length)
         sizes = [len(row) for row in ids]
         layout = layout_of(caches, sizes, self.device)
         joined = torch.cat(list(ids)).unsqueeze(0)
         streams = self._through(joined, self._batch(layout, joined), join(caches, layout))
+        logits = self._logits(streams)[0].split(sizes)
         for cache, row, part in zip(caches, ids, streams.split(sizes, dim=1), strict=True):
             self._remember(cache, row.unsqueeze(0), part)
-            cache.length += len(row)
-        return list(self._logits(streams)[0].split(sizes))
+        for cache, size in zip(caches, sizes, strict=True):
+            cache.advance(size, guessed=False)
+        return list(logits)
 
     def assign(self, name: str, tensor: Tensor) -> None:
         """Put a stored tensor in the place of parameter `name`, without a gradient.
@@ -192,7 +194,7 @@ class Transformer(HeadCollapse):
         self,
         ids: Tensor,
         layout: Layout,
-        layers: Sequence[LayerStreams],
+        layers: Sequence[LayerMemory],
         cache: Cache | None,
         mtp: bool,
         hidden_states: bool,
@@ -224,7 +226,7 @@ class Transformer(HeadCollapse):
         self,
         ids: Tensor,
         batch: ForwardBatch,
-        layers: Sequence[LayerStreams],
+        layers: Sequence[LayerMemory],
         states: list[Tensor] | None = None,
     ) -> Tensor:
         """The streams after the last block; those after each block go to `states`."""
@@ -240,7 +242,7 @@ class Transformer(HeadCollapse):
         streams: Tensor,
         following: Tensor,
         layout: Layout,
-        memory: LayerStreams,
+        memory: LayerMemory,
         routing: list[Routing],
     ) -> Tensor:
         """The MTP block's hidden states from the streams at each position and the tokens after them."""
@@ -251,8 +253,8 @@ class Transformer(HeadCollapse):
         return block.predict(streams, self.embed(following).to(self.numerics.dtype), batch, memory)
 
     def _logits(self, streams: Tensor) -> Tensor:
-        x = self.norm(self.collapse(streams, self.config).float())
-        return kernels.linear(x, self.head.value(), self.head.scale).float()
+        x = self.norm(self.collapse(streams, self.config))
+        return kernels.linear(x.float(), self.head.weight, self.head.scale).float()
 
     def _remember(self, cache: Cache, ids: Tensor, streams: Tensor) -> None:
         """Keep what the MTP block would need if it were asked next time."""
@@ -284,20 +286,20 @@ class Transformer(HeadCollapse):
             streams, following = self._recall(cache, segment)
             memory = cache.mtp.layer
         x = self._guess(streams, following, layout, memory, routing)[:, -wanted:]
-        if cache is not None and cache.mtp is not None:
-            cache.mtp.length = cache.length + ids.shape[1] - 1
-        return kernels.linear(x.float(), self.head.value(), self.head.scale).float()
+        return kernels.linear(x.float(), self.head.weight, self.head.scale).float()
 
     def _recall(self, cache: Cache, segment: Segment) -> tuple[Tensor, Tensor]:
         """Streams at the segment's positions and the tokens after them, from the history."""
         memory = cache.mtp
         assert memory is not None
-        assert memory.streams.data is not None
-        assert memory.ids.data is not None
         begin = segment.past - memory.history.start
         here = slice(begin, begin + segment.new)
-        streams = memory.streams.data[:, here].unflatten(-1, (self.config.hc_mult, -1))
-        return streams, memory.ids.data[:, begin + 1 : begin + 1 + segment.new, 0]
+        streams = memory.streams.held()[:, here].unflatten(-1, (self.config.hc_mult, -1))
+        return streams, memory.ids.held()[:, begin + 1 : begin + 1 + segment.new, 0]
+
+    def _check_owner(self, cache: Cache) -> None:
+        if cache.owner is not self:
+            raise CacheError("this cache belongs to another model; make one with this model's new_cache()")
 
     def _check_ids(self, ids: Tensor, past: int) -> None:
         if ids.dim() != 2 or ids.dtype != torch.int64 or ids.numel() == 0:

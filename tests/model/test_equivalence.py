@@ -6,6 +6,9 @@ is seen here and far below what one missing window entry does (over 1e-2, see th
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fourfold.errors import CacheError, RequestError
+from fourfold.model.buffers import Buffer
 from fourfold.model.transformer import Transformer
 from tests.model.conftest import TINY, build, tokens
 
@@ -123,6 +127,59 @@ def test_rollback_of_all_and_beyond(tiny: Transformer) -> None:
     assert_same(tiny(ids[:, :50], cache=cache, mtp=True).logits, tiny(ids[:, :50]).logits)
 
 
+@pytest.mark.parametrize("margin", [0, 8])
+def test_the_deepest_rollback_allowed_is_right_at_every_length(margin: int) -> None:
+    """Buffers shed rows at moments of their own; what `max_rollback` promises must hold at all of them."""
+    tiny = build(
+        replace(
+            TINY,
+            num_hidden_layers=2,
+            layer_kinds=("swa", "csa"),
+            layer_ratios=(0, 4),
+            hash_layers=(False,) * 2,
+        )
+    )
+    ids = tokens(70)
+    expected = tiny(ids, mtp=True)
+    assert expected.mtp_logits is not None
+    cache = tiny.new_cache(max_rollback=margin)
+    for seen in range(1, 64):
+        tiny(ids[:, seen - 1 : seen], cache=cache, mtp=seen % 7 == 0)
+        again = copy.deepcopy(cache, {id(tiny): tiny})
+        deepest = again.max_rollback()
+        assert deepest >= min(margin, seen)
+        again.rollback(deepest)
+        start = seen - deepest
+        out = tiny(ids[:, start : seen + 3], cache=again, mtp=True)
+        assert_same(out.logits, expected.logits[:, start : seen + 3])
+        assert out.mtp_logits is not None
+        assert_same(out.mtp_logits, expected.mtp_logits[:, max(start - 1, 0) : seen + 2])
+
+
+@pytest.mark.parametrize("call", [2, 5, 9])
+def test_an_interruption_while_buffers_move_costs_nothing(
+    tiny: Transformer, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    ids = tokens(80)
+    cache = tiny.new_cache(max_rollback=0)
+    tiny(ids[:, :30], cache=cache)
+    follow, calls = Buffer._follow, []
+
+    def interrupted(self: Buffer, rows: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return follow(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Buffer, "_follow", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tiny(ids[:, 30:60], cache=cache, mtp=True)
+    cache.rollback(0)
+    out = torch.cat([tiny(part, cache=cache).logits for part in ids[:, 30:].split(3, dim=1)], dim=1)
+    assert_same(out, tiny(ids).logits[:, 30:])
+
+
 def test_mtp_may_be_asked_late_and_now_and_then(tiny: Transformer) -> None:
     ids = tokens(90)
     expected = tiny(ids, mtp=True).mtp_logits
@@ -165,6 +222,13 @@ def test_a_failed_call_leaves_the_cache_as_it_was(tiny: Transformer, monkeypatch
 def test_bad_ids_are_refused(tiny: Transformer, ids: Tensor, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         tiny(ids)
+
+
+def test_cache_of_another_model_is_refused(tiny: Transformer) -> None:
+    with pytest.raises(CacheError, match="another model"):
+        tiny(tokens(3), cache=build(TINY).new_cache())
+    with pytest.raises(CacheError, match="another model"):
+        tiny.packed([tokens(3)[0]], [build(TINY, "deployed").new_cache()])
 
 
 def test_cache_of_another_batch_is_refused(tiny: Transformer) -> None:
