@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
 
+from fourfold.config import ModelConfig
 from fourfold.engine.sampler import Sampling, sample
 from fourfold.engine.stop import StopStrings
 from fourfold.errors import RequestError
+from fourfold.model.cache import Cache
+from fourfold.model.transformer import Transformer
 from fourfold.tokenizer import Tokenizer
 
 PREFILL_CHUNK = 512  # tokens a forward of the prompt: bounds the memory for activations and logits
@@ -20,8 +23,20 @@ PREFILL_CHUNK = 512  # tokens a forward of the prompt: bounds the memory for act
 FinishReason = Literal["stop", "length"]
 
 
+class GenerateOptions(TypedDict, total=False):
+    """Keyword arguments of `generate` that a conversation keeps from turn to turn."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    seed: int | None
+    stop: str | Sequence[str]
+
+
 def generate(
-    m: Any,
+    m: Transformer,
     prompt: str | Sequence[int] | Tensor,
     *,
     max_tokens: int = 256,
@@ -32,7 +47,7 @@ def generate(
     seed: int | None = None,
     stop: str | Sequence[str] = (),
     tokenizer: Tokenizer | None = None,
-    cache: Any = None,
+    cache: Cache | None = None,
 ) -> Generation:
     """Continue `prompt`, piece by piece: `for piece in fourfold.generate(m, "Once upon a time"): ...`
 
@@ -47,7 +62,7 @@ def generate(
     Raises RequestError, before anything is computed, for an argument that is not allowed or a prompt that
     does not fit.
     """
-    tokenizer = tokenizer or getattr(m, "tokenizer", None)
+    tokenizer = tokenizer or m.tokenizer
     if tokenizer is None:
         raise RequestError("this model has no tokenizer; pass tokenizer=fourfold.tokenizer(folder)")
     if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
@@ -87,19 +102,18 @@ class Generation(Iterator[str]):
 
     ids: the tokens so far, without the end-of-sentence token. finish_reason: None while running or after an
     interruption, "stop" at the end-of-sentence token or a stop string, "length" at max_tokens or the end of
-    the context. Leaving it early, by break or Ctrl-C, is safe; `rest()` gives the text that was still held
-    back.
+    the context. Leaving it early, by break or Ctrl-C, is safe; `rest()` gives what was still held back.
     """
 
     def __init__(
         self,
-        m: Any,
+        m: Transformer,
         ids: list[int],
         sampling: Sampling,
         max_tokens: int,
         stop: StopStrings,
         tokenizer: Tokenizer,
-        cache: Any,
+        cache: Cache,
     ) -> None:
         self.prompt_ids = ids
         self.sampling = sampling
@@ -118,9 +132,7 @@ class Generation(Iterator[str]):
         return next(self._pieces)
 
     def rest(self) -> str:
-        """Text held back so far: half a character, or the beginning of a stop string. Empty after a normal
-        end.
-        """
+        """Text held back so far: half a character, or the beginning of a stop string."""
         return self._stop.push(self._decoder.finish()) + self._stop.finish()
 
     def _run(self) -> Iterator[str]:
@@ -169,18 +181,16 @@ class Generation(Iterator[str]):
         return logits.index_fill(0, self._banned.to(logits.device), float("-inf"))
 
 
-def last_logits(m: Any, ids: Sequence[int], cache: Any) -> Tensor:
+def last_logits(m: Transformer, ids: Sequence[int], cache: Cache) -> Tensor:
     """Feed ids to the model; logits [V] f32 after the last of them."""
     out = m(torch.tensor([list(ids)], dtype=torch.int64, device=m.device), cache=cache, logits="last")
-    logits: Tensor = out.logits[0, -1]
-    return logits
+    return out.logits[0, -1]
 
 
-def prompt_ids(prompt: str | Sequence[int] | Tensor, tokenizer: Tokenizer, config: Any) -> list[int]:
+def prompt_ids(prompt: str | Sequence[int] | Tensor, tokenizer: Tokenizer, config: ModelConfig) -> list[int]:
     """The ids of a prompt: a text gets the beginning-of-sentence token in front, ids are checked and kept.
 
-    Raises RequestError for an empty list, an id outside the vocabulary, or more tokens than the model has
-    positions.
+    Raises RequestError for an empty list, an id outside the vocabulary, or more tokens than positions.
     """
     ids = [config.bos_token_id, *tokenizer.encode(prompt)] if isinstance(prompt, str) else _flat_ids(prompt)
     if not ids:
@@ -206,7 +216,5 @@ def _flat_ids(prompt: Sequence[int] | Tensor) -> list[int]:
             )
         return [int(i) for i in prompt.flatten().tolist()]
     if any(isinstance(i, bool) or not isinstance(i, int) for i in prompt):
-        raise RequestError(
-            "the prompt holds something that is no token id; allowed: a text, or whole numbers"
-        )
+        raise RequestError("the prompt holds what is no token id; allowed: a text, or whole numbers")
     return list(prompt)

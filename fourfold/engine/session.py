@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any
+from typing import Unpack
 
-from fourfold.engine.generate import Generation, generate
+from fourfold.engine.generate import GenerateOptions, Generation, generate
+from fourfold.model.cache import Cache
+from fourfold.model.transformer import Transformer
 
 
 class Session:
     """Continues a model's cache from prompt to prompt, wherever they share their beginning."""
 
-    def __init__(self, m: Any) -> None:
+    def __init__(self, m: Transformer) -> None:
         self._model = m
         self._last: Generation | None = None
 
-    def generate(self, prompt: Sequence[int], **options: Any) -> Generation:
+    def generate(self, prompt: Sequence[int], **options: Unpack[GenerateOptions]) -> Generation:
         """As `engine.generate`, with the cache of the previous answer as far as `prompt` repeats it."""
         cache = self._reusable(prompt)
         self._last = generate(self._model, prompt, cache=cache, **options)
@@ -26,7 +28,7 @@ class Session:
         """Forget everything."""
         self._last = None
 
-    def _reusable(self, prompt: Sequence[int]) -> Any:
+    def _reusable(self, prompt: Sequence[int]) -> Cache | None:
         """The previous cache, cut back to what it shares with `prompt`; None when that cannot be done."""
         if self._last is None:
             return None

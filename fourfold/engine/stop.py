@@ -10,8 +10,7 @@ from fourfold.errors import RequestError
 class StopStrings:
     """Passes text on until one of the stop strings appears, wherever the pieces are cut.
 
-    Text that may still become a stop string is held back; the stop string itself and what follows it are
-    dropped.
+    Text that may still become a stop string is held back; the stop string and what follows it are dropped.
     """
 
     def __init__(self, stop: str | Sequence[str] = ()) -> None:
@@ -28,14 +27,10 @@ class StopStrings:
         if self.hit is not None:
             return ""
         held = self._held + text
-        found = [
-            (held.find(string) + len(string), -len(string), string)
-            for string in self._strings
-            if string in held
-        ]
-        if (
-            found
-        ):  # the first to be complete, so that the cuts between pieces make no difference; then the longest
+        hits = [string for string in self._strings if string in held]
+        # The first to be complete, so that the cuts between pieces make no difference; then the longest.
+        found = [(held.find(string) + len(string), -len(string), string) for string in hits]
+        if found:
             end, _, self.hit = min(found)
             self._held = ""
             return held[: end - len(self.hit)]
