@@ -11,11 +11,16 @@ import codecs
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fourfold.errors import RequestError, TokenizerError
 
+if TYPE_CHECKING:
+    import tokenizers
+
 FILE_NAME = "tokenizer.json"
+MOST_IDS = 1 << 22
+"""Ids are below this, 32 times V4's vocabulary: a table of all of them is made."""
 
 
 def tokenizer(path: str | Path) -> Tokenizer:
@@ -37,13 +42,15 @@ class Tokenizer:
         path = Path(path)
         self.path = path / FILE_NAME if path.is_dir() else path
         spec = _read(self.path)
-        added = {token["content"]: int(token["id"]) for token in spec["added_tokens"]}
-        self.special_ids: dict[str, int] = added
-        self._bytes = _byte_table(self.path, spec["model"]["vocab"], added)
+        self.special_ids: dict[str, int] = _added_tokens(self.path, spec["added_tokens"])
+        vocabulary = _vocabulary(self.path, spec["model"]["vocab"])
+        self._bytes = _byte_table(self.path, vocabulary, self.special_ids)
         # Without added tokens the same pipeline reads all text as plain text: injection is impossible.
         self._plain = _build(self.path, spec | {"added_tokens": [], "post_processor": None})
         self._spec = spec
-        self._full: Any = None  # built on first use: half of the loading time of a large vocabulary
+        self._full: tokenizers.Tokenizer | None = (
+            None  # built on first use: half of the loading time of a large vocabulary
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -57,9 +64,10 @@ class Tokenizer:
         the tokens: only for text that no user wrote. Raises RequestError when `text` cannot be UTF-8 (lone
         surrogates).
         """
-        if special and self._full is None:
-            self._full = _build(self.path, self._spec | {"post_processor": None})
-        engine = self._full if special else self._plain
+        engine = self._plain
+        if special:
+            self._full = self._full or _build(self.path, self._spec | {"post_processor": None})
+            engine = self._full
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -116,9 +124,7 @@ class StreamDecoder:
         return self._utf8.decode(self._tokenizer.bytes_of(token))
 
     def finish(self) -> str:
-        """What is left: U+FFFD when the ids ended inside a character, else nothing. The decoder is then as
-        new.
-        """
+        """What is left: U+FFFD when the ids ended inside a character. The decoder is then as new."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
@@ -130,24 +136,64 @@ def _read(path: Path) -> dict[str, Any]:
         spec = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise TokenizerError(f"there is no {path}; a checkpoint folder needs its {FILE_NAME}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TokenizerError(f"{path} cannot be read: {error}") from None
     if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict) or "vocab" not in spec["model"]:
         raise TokenizerError(f"{path} is no tokenizer: it has no model.vocab")
-    if spec["model"].get("type") not in (None, "BPE") or not _is_byte_level(spec.get("decoder")):
-        raise TokenizerError(
-            f"{path}: model {spec['model'].get('type')!r}, decoder {spec.get('decoder')!r}; "
-            "allowed: byte-level BPE"
-        )
-    spec["added_tokens"] = spec.get("added_tokens") or []
+    kind, decoder = spec["model"].get("type"), spec.get("decoder")
+    decoder = decoder.get("type") if isinstance(decoder, dict) else decoder
+    if kind not in (None, "BPE") or decoder != "ByteLevel":
+        raise TokenizerError(f"{path}: model {kind!r}, decoder {decoder!r}; allowed: byte-level BPE")
+    if spec.get("added_tokens") is None:
+        spec["added_tokens"] = []
     return spec
 
 
-def _is_byte_level(decoder: Any) -> bool:
-    return isinstance(decoder, dict) and decoder.get("type") == "ByteLevel"
+def _vocabulary(path: Path, vocab: Any) -> dict[str, int]:
+    """model.vocab, checked: text -> id."""
+    if not isinstance(vocab, dict):
+        raise TokenizerError(f"{path}: model.vocab is {_shown(vocab)}; allowed: an object of token and id")
+    for token, index in vocab.items():
+        _check_id(path, token, index)
+    return vocab
 
 
-def _build(path: Path, spec: dict[str, Any]) -> Any:
+def _added_tokens(path: Path, tokens: Any) -> dict[str, int]:
+    """added_tokens, checked: text -> id."""
+    if not isinstance(tokens, list):
+        raise TokenizerError(f"{path}: added_tokens is {_shown(tokens)}; allowed: a list of objects")
+    added: dict[str, int] = {}
+    for token in tokens:
+        content = token.get("content") if isinstance(token, dict) else None
+        if not isinstance(content, str) or not content or not _is_unicode(content):
+            raise TokenizerError(
+                f"{path}: added_tokens has {_shown(token)}; allowed: an object whose content is a text"
+            )
+        _check_id(path, content, token.get("id"))
+        added[content] = token["id"]
+    return added
+
+
+def _check_id(path: Path, token: str, index: Any) -> None:
+    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < MOST_IDS:
+        raise TokenizerError(
+            f"{path}: the id of token {_shown(token)} is {_shown(index)}; "
+            f"allowed: whole numbers from 0 to {MOST_IDS - 1:,}"
+        )
+
+
+def _is_unicode(text: str) -> bool:
+    """Without half a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _shown(value: Any) -> str:
+    """A value in an error message, cut where it would fill the screen."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _build(path: Path, spec: dict[str, Any]) -> tokenizers.Tokenizer:
     import tokenizers
 
     try:
@@ -166,7 +212,7 @@ def _byte_table(path: Path, vocab: dict[str, int], added: dict[str, int]) -> lis
         except KeyError:
             if token not in added:
                 raise TokenizerError(
-                    f"{path}: token {token!r} (id {index}) is not in the byte-level alphabet"
+                    f"{path}: token {_shown(token)} (id {index}) is not in the byte-level alphabet"
                 ) from None
     for token, index in added.items():
         table[index] = token.encode("utf-8")
@@ -174,8 +220,9 @@ def _byte_table(path: Path, vocab: dict[str, int], added: dict[str, int]) -> lis
 
 
 def byte_alphabet() -> Sequence[str]:
-    """The 256 characters that byte-level BPE writes bytes with: printable Latin-1 as itself, the rest from
-    U+0100 on.
+    """The 256 characters that byte-level BPE writes bytes with.
+
+    Printable Latin-1 is itself, the rest follows from U+0100 on.
     """
     printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)}
     others = iter(range(0x100, 0x200))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourfold.errors import RequestError, TokenizerError
@@ -121,3 +124,67 @@ def test_missing_and_broken_files_are_named(tmp_path, tokenizer_file):
     broken.write_text(json.dumps(spec))
     with pytest.raises(TokenizerError, match="alphabet"):
         tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        (("added_tokens",), {"a": 1}, "added_tokens is {'a': 1}; allowed: a list"),
+        (("added_tokens", 0), "<x>", "added_tokens has '<x>'; allowed: an object"),
+        (("added_tokens", 0), {"id": 0}, "whose content is a text"),
+        (("added_tokens", 0, "content"), "\ud800", "whose content is a text"),
+        (("added_tokens", 0, "id"), None, "id of token .* is None; allowed: whole numbers from 0"),
+        (("model", "vocab"), ["a"], "model.vocab is \\['a'\\]; allowed: an object"),
+        (("model", "vocab", "a"), "7", "id of token 'a' is '7'"),
+        (("model", "vocab", "a"), True, "id of token 'a' is True"),
+        (("model", "vocab", "a"), -1, "id of token 'a' is -1"),
+        (("model", "vocab", "a"), 10**12, "allowed: whole numbers from 0 to 4,194,303"),
+        (("model", "merges"), 3, "no tokenizer that the tokenizers library reads"),
+        (("decoder",), [], "allowed: byte-level BPE"),
+    ],
+)
+def test_malformed_files_are_named(tmp_path, tokenizer_file, part, value, message):
+    spec = json.loads(tokenizer_file.read_text())
+    place: Any = spec
+    for key in part[:-1]:
+        place = place[key]
+    place[part[-1]] = value
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(TokenizerError, match=message):
+        tokenizer(tmp_path)
+
+
+def test_json_that_is_too_deep_is_named(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("[" * 100_000)
+    with pytest.raises(TokenizerError, match="cannot be read"):
+        tokenizer(tmp_path)
+
+
+def places(value: Any, limit: int = 20) -> Iterator[tuple[Any, Any]]:
+    """(container, key) of everything in a JSON value, long ones cut."""
+    inside = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
+    for key, item in inside[:limit]:
+        yield value, key
+        if isinstance(item, (dict, list)):
+            yield from places(item, limit)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=3,
+)
+
+
+@settings(deadline=None)
+@given(data=st.data(), value=JSON)
+def test_no_other_error_whatever_the_file_holds(tokenizer_file, tmp_path_factory, data, value):
+    spec = json.loads(tokenizer_file.read_text())
+    container, key = data.draw(st.sampled_from(list(places(spec))))
+    container[key] = value
+    path = tmp_path_factory.getbasetemp() / "malformed.json"
+    path.write_text(json.dumps(spec))
+    with contextlib.suppress(TokenizerError):
+        made = tokenizer(path)
+        made.encode("a <think>")
+        made.encode("a <think>", special=True)
