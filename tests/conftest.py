@@ -14,6 +14,16 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 # is shared with other work the tests then take six times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--chip",
+        default="cpu",
+        metavar="DEVICE",
+        help="where tests/kernels/test_contract.py runs the kernels",
+    )
+
+
 SPECIAL = (
     "<｜begin▁of▁sentence｜>",
     "<｜end▁of▁sentence｜>",

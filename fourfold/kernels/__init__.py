@@ -3,7 +3,7 @@
 A chip is a module with functions of the same names; `reference` has all of them in plain torch and is the
 truth.  The device of the first argument chooses, in one table lookup; the model never asks.  Shapes use the
 letters of docs/notation.md.  Operations without a chip's own kernel run on the reference, and `table()` says
-so.
+so.  Other packages bring chips as entry points (chips.py): looked for when a device type is first used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from fourfold.errors import KernelError
-from fourfold.kernels import reference
+from fourfold.kernels import chips, reference
 
 OPERATIONS = (
     "linear",
@@ -40,6 +40,7 @@ OPERATIONS = (
 _REFERENCE: dict[str, Callable[..., Any]] = {name: getattr(reference, name) for name in OPERATIONS}
 _TABLES: dict[str, dict[str, Callable[..., Any]]] = {}
 _NOTES: dict[str, dict[str, str]] = {}
+_SEARCHED = {"cpu"}  # device types for which other packages were asked, or need not be: ours
 
 
 def register(device: str, operations: Mapping[str, Callable[..., Any]], notes: Mapping[str, str]) -> None:
@@ -62,12 +63,29 @@ def unregister(device: str) -> None:
     _NOTES.pop(device, None)
 
 
+def discover(device: str) -> None:
+    """Let an installed package bring its kernels for device type `device`; done once, at its first use.
+
+    KernelError: they cannot be imported, or were not registered for this device type.
+    """
+    if device in _SEARCHED:
+        return
+    point = chips.bring(device)
+    if point is not None and device not in _TABLES:
+        raise KernelError(
+            f"{chips.origin(point)} is to bring the kernels for {device} and registered none; "
+            f"its import must call fourfold.kernels.register({device!r}, …)"
+        )
+    _SEARCHED.add(device)
+
+
 @contextmanager
 def replaced(device: str, operations: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
     """For the length of a `with`, run `operations` on tensors of `device` and all others on the reference.
 
     Training needs this: the reference has derivatives, a chip's own kernels need not.
     """
+    discover(device)
     before = _TABLES.get(device)
     _TABLES[device] = {**_REFERENCE, **operations}
     try:
@@ -80,12 +98,19 @@ def replaced(device: str, operations: Mapping[str, Callable[..., Any]]) -> Itera
 
 def table(device: str) -> dict[str, str]:
     """Operation -> what runs it on this device type: 'reference', or the chip's own note."""
+    discover(device)
     notes = _NOTES.get(device, {})
     return {name: notes.get(name, "reference") for name in OPERATIONS}
 
 
 def _impl(name: str, x: Tensor) -> Callable[..., Any]:
-    return _TABLES.get(x.device.type, _REFERENCE)[name]
+    operations = _TABLES.get(x.device.type)
+    return (_first_use(x.device.type) if operations is None else operations)[name]
+
+
+def _first_use(device: str) -> dict[str, Callable[..., Any]]:
+    discover(device)
+    return _TABLES.get(device, _REFERENCE)
 
 
 def linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:

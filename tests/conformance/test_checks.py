@@ -9,20 +9,8 @@ from fourfold import kernels
 from fourfold.conformance.checkpoint import check_checkpoint, kl_divergence
 from fourfold.conformance.golden import check_golden
 from fourfold.conformance.kernel_cases import cases
-from fourfold.conformance.kernels import check_kernels, run_case
+from fourfold.conformance.kernels import check_kernels
 from fourfold.kernels import reference
-
-CASES = list(cases())
-
-
-def test_every_operation_has_several_cases():
-    counts = {name: sum(case.operation == name for case in CASES) for name in kernels.OPERATIONS}
-    assert min(counts.values()) >= 2, counts
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.operation}: {case.label}")
-def test_kernel_within_its_bound(case):
-    assert run_case(case, "cpu").relative <= case.bound
 
 
 def test_cases_are_the_same_every_time():

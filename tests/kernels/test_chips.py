@@ -1,0 +1,112 @@
+"""Chips from other packages: found by their entry point, once, and broken ones are named."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fourfold import kernels
+from fourfold.errors import KernelError, RequestError
+from fourfold.kernels import chips, reference
+from fourfold.loading import usable_device
+
+REGISTERS = """
+from fourfold import kernels
+from fourfold.kernels import reference
+
+calls = []
+
+def swiglu(gate, up, limit):
+    calls.append(limit)
+    return reference.swiglu(gate, up, limit)
+
+kernels.register("meta", {"swiglu": swiglu}, {"swiglu": "metachip: all of it"})
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """package(source, device, name): an installed package whose module brings kernels for `device`."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(kernels, "_TABLES", dict(kernels._TABLES))
+    monkeypatch.setattr(kernels, "_NOTES", dict(kernels._NOTES))
+    monkeypatch.setattr(kernels, "_SEARCHED", {"cpu"})
+
+    def install(source: str, device: str = "meta", name: str = "metachip") -> None:
+        monkeypatch.delitem(sys.modules, f"{name}_kernels", raising=False)
+        (tmp_path / f"{name}_kernels.py").write_text(source)
+        facts = tmp_path / f"{name}-1.2.dist-info"
+        facts.mkdir()
+        (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+        (facts / "entry_points.txt").write_text(f"[{chips.GROUP}]\n{device} = {name}_kernels\n")
+
+    return install
+
+
+def test_kernels_of_a_package_run_when_their_device_does(package):
+    package(REGISTERS)
+    assert "meta" not in kernels._TABLES
+    x = torch.empty(2, 3, device="meta")
+    assert kernels.swiglu(x, x, 1.5).shape == (2, 3)
+    assert sys.modules["metachip_kernels"].calls == [1.5]
+    assert kernels.table("meta")["swiglu"] == "metachip: all of it"
+    assert kernels.table("meta")["linear"] == "reference"
+
+
+def test_the_table_and_a_load_find_it_too(package):
+    package(REGISTERS)
+    assert usable_device("meta:0").type == "meta"
+    assert "swiglu" in kernels._NOTES["meta"]
+    kernels.unregister("meta")
+    assert set(kernels.table("meta").values()) == {"reference"}
+
+
+def test_replaced_keeps_what_a_package_brought(package):
+    package(REGISTERS)
+    with kernels.replaced("meta", {}):
+        assert kernels._TABLES["meta"]["swiglu"] is reference.swiglu
+    assert kernels._TABLES["meta"]["swiglu"] is not reference.swiglu
+
+
+def test_packages_for_other_devices_are_not_imported(package):
+    package("raise RuntimeError('imported')", device="otherchip")
+    package(REGISTERS.replace('"meta"', '"cpu"'), device="cpu", name="cpuchip")
+    x = torch.ones(1, 2)
+    assert kernels.swiglu(x, x, 1.0).shape == (1, 2)
+    assert kernels.swiglu(x.to("meta"), x.to("meta"), 1.0).shape == (1, 2)
+    assert "cpuchip_kernels" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("import no_such_toolkit", r"metachip_kernels \(metachip 1\.2\).*ModuleNotFoundError.*uninstall"),
+        ("x = 1", r"metachip 1\.2.*registered none.*register\('meta'"),
+        (
+            "from fourfold import kernels\nkernels.register('meta', {'no_such_op': print}, {})",
+            "outside the contract: no_such_op",
+        ),
+    ],
+)
+def test_a_broken_package_is_named_every_time(package, source, message):
+    package(source)
+    for _ in range(2):
+        with pytest.raises(KernelError, match=message):
+            kernels.table("meta")
+        sys.modules.pop("metachip_kernels", None)
+
+
+def test_two_packages_for_one_device_are_named(package):
+    package(REGISTERS)
+    package(REGISTERS, name="rival")
+    with pytest.raises(KernelError, match=r"metachip 1\.2.*rival 1\.2|rival 1\.2.*metachip 1\.2"):
+        kernels.discover("meta")
+
+
+def test_a_device_that_nothing_brings_is_refused_by_name():
+    with pytest.raises(RequestError, match="device 'abacus' cannot be used here"):
+        usable_device("abacus")
