@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from fourfold import kernels
 from fourfold.model.batch import ForwardBatch
-from fourfold.model.cache import FRESH_LAYER
 from fourfold.model.indexer import Indexer
+from fourfold.model.memory import FRESH
 
 
 class IndexerLoss:
@@ -50,7 +50,7 @@ class IndexerLoss:
         assert isinstance(indexer, Indexer)
         x, qr, batch = inputs[0].detach(), inputs[1].detach(), inputs[2]
         assert isinstance(batch, ForwardBatch)
-        keys = kernels.hadamard(indexer.compressor(x, batch, FRESH_LAYER.index_tail))
+        keys = kernels.hadamard(indexer.compressor(x, batch, FRESH))
         q, weights = indexer.queries(x, qr, batch)
         match = torch.einsum("bthc,bsc->bths", q.float(), keys.float()).relu()
         scores = torch.einsum("bths,bth->bts", match.float(), weights)
