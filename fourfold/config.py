@@ -6,13 +6,22 @@ Read from config.json in either spelling (see config_json.py).  No number of the
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fourfold.config_json import EXPERT_DTYPES, INTEGERS, KINDS, REALS, read_config, require, write_config
+from fourfold.config_json import check_bounds, read_config, write_config
+from fourfold.config_keys import (
+    EXPERT_DTYPES,
+    KINDS,
+    MOST_RATE,
+    MOST_ROUTED_EXPERTS,
+    MOST_THETA,
+    YARN_INTEGERS,
+    YARN_REALS,
+)
+from fourfold.config_values import parse_json, require, require_within
 from fourfold.errors import ConfigError
 
 
@@ -26,12 +35,11 @@ class YarnConfig:
     beta_slow: float
 
     def __post_init__(self) -> None:
-        require(self.factor >= 1, "rope_scaling.factor", self.factor, "a number of at least 1")
-        original = self.original_max_position_embeddings
-        require(original >= 1, "rope_scaling.original_max_position_embeddings", original, "at least 1")
-        ordered = 0 < self.beta_slow < self.beta_fast
+        for key, bounds in (YARN_INTEGERS | YARN_REALS).items():
+            require_within(bounds, f"rope_scaling.{key}", getattr(self, key))
         betas = (self.beta_fast, self.beta_slow)
-        require(ordered, "rope_scaling.beta_fast, beta_slow", betas, "beta_fast above beta_slow above 0")
+        ordered = self.beta_slow < self.beta_fast
+        require(ordered, "rope_scaling.beta_fast, beta_slow", betas, "beta_fast above beta_slow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +109,7 @@ class ModelConfig:
         path = Path(path)
         file = path / "config.json" if path.is_dir() else path
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = parse_json(file.read_text(encoding="utf-8"))
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise ConfigError(f"{file}: cannot read the model's config.json ({reason})") from error
@@ -122,51 +130,52 @@ class ModelConfig:
 
 
 def _check_ranges(config: ModelConfig) -> None:
-    may_be_zero = {"num_nextn_predict_layers", "bos_token_id", "eos_token_id"}
-    for key in (*INTEGERS, "qk_rope_head_dim"):
-        least = 0 if key in may_be_zero else 1
-        require(getattr(config, key) >= least, key, getattr(config, key), f"{least} or more")
-    for key in (*REALS, "rope_theta", "compress_rope_theta"):
-        require(getattr(config, key) > 0, key, getattr(config, key), "a number above 0")
+    check_bounds(vars(config))
+    for key in ("rope_theta", "compress_rope_theta"):
+        theta = getattr(config, key)
+        # YaRN divides by the logarithm of theta.
+        require(1 < theta <= MOST_THETA, key, theta, f"a number above 1, at most {MOST_THETA:g}")
     for key in ("bos_token_id", "eos_token_id"):
         value = getattr(config, key)
         require(value < config.vocab_size, key, value, f"below vocab_size, {config.vocab_size}")
-    heads, rope, index = config.num_attention_heads, config.qk_rope_head_dim, config.index_head_dim
-    require(
-        heads % config.o_groups == 0,
-        "o_groups",
-        config.o_groups,
-        f"a divisor of num_attention_heads, {heads}",
-    )
-    require(rope % 2 == 0, "qk_rope_head_dim", rope, "an even number (RoPE turns pairs)")
+    _check_attention(config)
+    _check_experts(config)
+
+
+def _check_attention(config: ModelConfig) -> None:
+    heads, groups = config.num_attention_heads, config.o_groups
+    require(heads % groups == 0, "o_groups", groups, f"a divisor of num_attention_heads, {heads}")
+    rope, index = config.qk_rope_head_dim, config.index_head_dim
+    require(rope >= 2 and rope % 2 == 0, "qk_rope_head_dim", rope, "an even number (RoPE turns pairs)")
     require(rope <= config.head_dim, "qk_rope_head_dim", rope, f"at most head_dim, {config.head_dim}")
     # The indexer multiplies by a Sylvester Hadamard matrix, which exists for powers of two only.
     require(index & (index - 1) == 0, "index_head_dim", index, "a power of two")
     require(rope <= index, "index_head_dim", index, f"at least qk_rope_head_dim, {rope}")
+
+
+def _check_experts(config: ModelConfig) -> None:
     experts, chosen = config.n_routed_experts, config.num_experts_per_tok
     require(chosen <= experts, "num_experts_per_tok", chosen, f"at most n_routed_experts, {experts}")
-    require(
-        config.expert_dtype in (None, *EXPERT_DTYPES), "expert_dtype", config.expert_dtype, f"{EXPERT_DTYPES}"
-    )
-    require(
-        config.weight_block_size == (128, 128), "weight_block_size", config.weight_block_size, "(128, 128)"
-    )
-    require(config.n_shared_experts == 1, "n_shared_experts", config.n_shared_experts, "1")
+    blocks = config.num_hidden_layers + config.num_nextn_predict_layers
+    most = MOST_ROUTED_EXPERTS // blocks
+    require(experts <= most, "n_routed_experts", experts, f"at most {most} with {blocks} layers")
+    stored = config.expert_dtype
+    require(stored in (None, *EXPERT_DTYPES), "expert_dtype", stored, f"one of {EXPERT_DTYPES}")
+    block = config.weight_block_size
+    require(block == (128, 128), "weight_block_size", block, "(128, 128)")
 
 
 def _check_layers(config: ModelConfig) -> None:
-    counts = {"layer": config.num_hidden_layers, "mtp": config.num_nextn_predict_layers}
-    for part, count in counts.items():
-        ratios, kinds = getattr(config, f"{part}_ratios"), getattr(config, f"{part}_kinds")
-        require(len(ratios) == count, f"{part}_ratios", ratios, f"{count} entries")
-        require(len(kinds) == count, f"{part}_kinds", kinds, f"{count} entries")
-        for i, (kind, ratio) in enumerate(zip(kinds, ratios, strict=True)):
-            require(kind in KINDS, f"{part}_kinds[{i}]", kind, f"one of {KINDS}")
-            fits = ratio == 0 if kind == "swa" else ratio >= 1
-            require(fits, f"{part}_ratios[{i}]", ratio, "0 for swa, 1 or more for csa and hca")
-    require(set(config.mtp_kinds) <= {"swa"}, "mtp_kinds", config.mtp_kinds, "swa")
+    layers, extra = config.num_hidden_layers, config.num_nextn_predict_layers
+    for key in ("layer_ratios", "layer_kinds", "hash_layers"):
+        values = getattr(config, key)
+        require(len(values) == layers, key, values, f"{layers} entries")
+    for i, (kind, ratio) in enumerate(zip(config.layer_kinds, config.layer_ratios, strict=True)):
+        require(kind in KINDS, f"layer_kinds[{i}]", kind, f"one of {KINDS}")
+        bounds = (0, 0) if kind == "swa" else (1, MOST_RATE)
+        require_within(bounds, f"layer_ratios[{i}] of a {kind} layer", ratio)
+    require(config.mtp_kinds == ("swa",) * extra, "mtp_kinds", config.mtp_kinds, f"{('swa',) * extra}")
+    require(config.mtp_ratios == (0,) * extra, "mtp_ratios", config.mtp_ratios, f"{(0,) * extra}")
     for kind in KINDS[1:]:
         rates = {r for r, k in zip(config.layer_ratios, config.layer_kinds, strict=True) if k == kind}
         require(len(rates) <= 1, f"ratios of the {kind} layers", sorted(rates), "one ratio for all of them")
-    layers = config.num_hidden_layers
-    require(len(config.hash_layers) == layers, "hash_layers", config.hash_layers, f"{layers} entries")

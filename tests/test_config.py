@@ -75,7 +75,9 @@ def test_both_spellings_mean_the_same():
 
 def test_transformers_config_is_accepted(tmp_path: Path):
     transformers = pytest.importorskip("transformers")
-    transformers.DeepseekV4Config(**copy.deepcopy(BASE)).save_pretrained(tmp_path)
+    everything = transformers.DeepseekV4Config(**copy.deepcopy(BASE))
+    assert ModelConfig.from_json(everything.to_dict()) == ModelConfig.from_json(BASE)
+    everything.save_pretrained(tmp_path)
     assert ModelConfig.from_file(tmp_path) == ModelConfig.from_json(BASE)
     transformers.DeepseekV4Config(num_hidden_layers=4).save_pretrained(tmp_path)
     config = ModelConfig.from_file(tmp_path)
@@ -110,15 +112,31 @@ def test_model_type_is_matched_exactly(model_type):
 def test_unknown_keys_are_all_listed():
     with pytest.raises(ConfigError, match="does not know: engram_layers, n_gram"):
         ModelConfig.from_json(BASE | {"n_gram": 3, "engram_layers": []})
-    with pytest.raises(ConfigError, match=r"DSpark draft module.*dspark_markov_rank"):
-        ModelConfig.from_json(BASE | {"dspark_markov_rank": 256})
     with pytest.raises(ConfigError, match="quantization_config: ignored_layers"):
         ModelConfig.from_json(BASE | {"quantization_config": {"ignored_layers": ["head"]}})
 
 
+@pytest.mark.parametrize(
+    "extra", [{"dspark_markov_rank": 256}, {"compress_ratios": [*BASE["compress_ratios"], 0, 0]}]
+)
+def test_a_dspark_module_is_refused_with_what_to_use_instead(extra):
+    with pytest.raises(
+        ConfigError, match=r"DSpark draft module \((dspark_markov_rank|.* 8 entries .*)\).* use .*V4-Flash or"
+    ):
+        ModelConfig.from_json(BASE | extra)
+
+
 def test_keys_that_change_nothing_are_ignored():
-    harmless = {"transformers_version": "9", "torch_dtype": "float64", "use_cache": False, "pad_token_id": 3}
+    harmless = {
+        "transformers_version": "9", "torch_dtype": "float64", "use_cache": False, "pad_token_id": 3,
+        "torchscript": False, "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV4Config"},
+        "pruned_heads": {}, "tie_encoder_decoder": False, "n_group": 1, "topk_group": 1, "ep_size": 1,
+        "first_k_dense_replace": 0, "moe_layer_freq": 1, "pretraining_tp": 1, "intermediate_size": 128,
+        "num_local_experts": 8, "compress_rate_csa": 4, "compress_rate_hca": 128,
+    }  # fmt: skip
+    harmless["rope_scaling"] = BASE["rope_scaling"] | {"mscale": 1.0, "mscale_all_dim": 1}
     assert ModelConfig.from_json(BASE | harmless) == ModelConfig.from_json(BASE)
+    assert not ModelConfig.from_json(BASE | harmless).to_json().keys() & {"n_group", "auto_map"}
 
 
 @pytest.mark.parametrize(
@@ -133,10 +151,19 @@ def test_keys_that_change_nothing_are_ignored():
         ({"num_key_value_heads": 4}, "num_key_value_heads is 4; allowed: 1"),
         ({"n_shared_experts": 2}, "n_shared_experts is 2; allowed: 1"),
         ({"architectures": ["LlamaForCausalLM"]}, "architectures is"),
-        ({"hidden_size": 0}, "hidden_size is 0; allowed: 1 or more"),
+        ({"hidden_size": 0}, "hidden_size is 0; allowed: 1 to 1048576"),
         ({"hidden_size": "256"}, "hidden_size is '256'; allowed: an integer"),
         ({"hidden_size": True}, "hidden_size is True; allowed: an integer"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; allowed: 1 to 10000"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; allowed: 1 to 1024"),
+        ({"hidden_size": 2**50}, "hidden_size is 1125899906842624; allowed: 1 to 1048576"),
+        ({"n_routed_experts": 10**12}, "n_routed_experts is 1000000000000; allowed: 1 to 65536"),
+        ({"n_routed_experts": 65536}, "n_routed_experts is 65536; allowed: at most 43690 with 6 layers"),
+        ({"index_head_dim": 8192}, "index_head_dim is 8192; allowed: 1 to 4096"),
+        ({"num_nextn_predict_layers": 2}, "num_nextn_predict_layers is 2; allowed: 0 to 1"),
+        ({"rope_theta": 1}, "^rope_theta is 1.0; allowed: a number above 1"),
+        ({"compress_rope_theta": 1.0}, "compress_rope_theta is 1.0; allowed: a number above 1"),
+        ({"rope_scaling": BASE["rope_scaling"] | {"beta_slow": 1e-320}}, "rope_scaling.beta_slow is 1e-320"),
+        ({"rope_scaling": BASE["rope_scaling"] | {"beta_slow": 32}}, "allowed: beta_fast above beta_slow"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan; allowed: a finite number"),
         ({"hc_eps": 10**400}, "hc_eps is 1"),
         ({"o_groups": 3}, "o_groups is 3; allowed: a divisor of num_attention_heads, 4"),
@@ -157,8 +184,15 @@ def test_keys_that_change_nothing_are_ignored():
         ({"partial_rotary_factor": 0.3}, "a whole number of head_dim's 128 channels"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.type is .'linear'.; allowed: 'yarn'"),
         ({"rope_scaling": {"type": "yarn", "factor": 4}}, "rope_scaling lacks original_max_position"),
-        ({"rope_scaling": BASE["rope_scaling"] | {"mscale": 2}}, "rope_scaling has keys .*: mscale"),
+        ({"rope_scaling": BASE["rope_scaling"] | {"mscale": 2}}, "rope_scaling.mscale is 2; allowed: 1.0"),
+        ({"rope_scaling": BASE["rope_scaling"] | {"ramp": 2}}, "rope_scaling has keys .*: ramp"),
         ({"rope_scaling": BASE["rope_scaling"] | {"attention_factor": 1.3}}, "attention_factor is 1.3"),
+        ({"n_group": 8}, "n_group is 8; allowed: 1"),
+        ({"first_k_dense_replace": 3}, "first_k_dense_replace is 3; allowed: 0"),
+        ({"pruned_heads": {"3": [1]}}, "pruned_heads is .*; allowed: {}"),
+        ({"intermediate_size": 64}, "intermediate_size is 64 but moe_intermediate_size says 128"),
+        ({"num_local_experts": 4}, "num_local_experts is 4 but n_routed_experts says 8"),
+        ({"compress_rate_csa": 8}, "compress_rate_csa is 8 but the rate of the csa layers says 4"),
         ({"rope_parameters": {"main": {}}}, "rope_parameters is .*'main'"),
         ({"quantization_config": {"fmt": "e5m2"}}, "quantization_config.fmt is 'e5m2'; allowed: 'e4m3'"),
         ({"quantization_config": {"weight_block_size": [32, 32]}}, "weight_block_size is .32, 32."),
@@ -196,6 +230,22 @@ def test_files_that_are_no_config(tmp_path: Path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ConfigError, match="must hold an object, found list"):
         ModelConfig.from_file(tmp_path)
+
+
+def test_a_key_that_occurs_twice_is_refused(tmp_path: Path):
+    text = json.dumps(BASE)
+    (tmp_path / "config.json").write_text(text[:-1] + ', "hidden_size": 512}')
+    with pytest.raises(ConfigError, match=r"config\.json: .*hidden_size occurs more than once"):
+        ModelConfig.from_file(tmp_path)
+    (tmp_path / "config.json").write_text(text.replace('"type": "yarn"', '"type": "yarn", "factor": 4'))
+    with pytest.raises(ConfigError, match=r"factor occurs more than once"):
+        ModelConfig.from_file(tmp_path)
+
+
+def test_a_refused_value_is_not_shown_at_any_length():
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig.from_json(BASE | {"hidden_size": "x" * 10**6})
+    assert len(str(caught.value)) < 400
 
 
 def test_replace_is_checked_too():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fourfold.config import ModelConfig
-from fourfold.config_json import KINDS
+from fourfold.config_keys import KINDS
 from fourfold.kernels.formats import FP4_GROUP
 from fourfold.weights.formats import Format, scale_shape
 from fourfold.weights.hub import resolve

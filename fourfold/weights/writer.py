@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from fourfold.config import ModelConfig
-from fourfold.config_json import QUANTIZATION
+from fourfold.config_keys import QUANTIZATION
 from fourfold.errors import CheckpointError
 from fourfold.weights.layout import INDEX, SINGLE, check_layout
 from fourfold.weights.progress import byte_progress
