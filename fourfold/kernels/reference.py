@@ -173,12 +173,12 @@ def hc_pre(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n = streams.shape[-2]
-    mix = _hc_mix(streams, fn, norm_eps)
+    mix = hc_mix(streams, fn, norm_eps)
     pre = torch.sigmoid(mix[..., :n] * scale[0] + base[:n]) + eps
     post = 2 * torch.sigmoid(mix[..., n : 2 * n] * scale[1] + base[n : 2 * n])
     comb = (mix[..., 2 * n :] * scale[2] + base[2 * n :]).unflatten(-1, (n, n))
     comb = _sinkhorn(comb, iters, eps)
-    return _weighted_sum(pre, streams), post, comb
+    return weighted_sum(pre, streams), post, comb
 
 
 def _sinkhorn(logits: Tensor, iters: int, eps: float) -> Tensor:
@@ -191,13 +191,15 @@ def _sinkhorn(logits: Tensor, iters: int, eps: float) -> Tensor:
     return m
 
 
-def _hc_mix(streams: Tensor, fn: Tensor, norm_eps: float) -> Tensor:
+def hc_mix(streams: Tensor, fn: Tensor, norm_eps: float) -> Tensor:
+    """fn · flatten(X) / rms(flatten(X)): [..., n, D] -> [..., (2+n)n] f32.  V4 report 2.2."""
     flat = streams.flatten(-2).float()
     with torch.autocast(streams.device.type, enabled=False):
         return F.linear(flat, fn) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + norm_eps)
 
 
-def _weighted_sum(pre: Tensor, streams: Tensor) -> Tensor:
+def weighted_sum(pre: Tensor, streams: Tensor) -> Tensor:
+    """Σ_j pre[j]·X[j]: [..., n] and [..., n, D] -> [..., D] in the dtype of streams."""
     return (pre.unsqueeze(-1) * streams.float()).sum(dim=-2).to(streams.dtype)
 
 
@@ -210,5 +212,5 @@ def hc_post(output: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tens
 def hc_head(
     streams: Tensor, fn: Tensor, scale: Tensor, base: Tensor, *, norm_eps: float, eps: float
 ) -> Tensor:
-    pre = torch.sigmoid(_hc_mix(streams, fn, norm_eps) * scale + base) + eps
-    return _weighted_sum(pre, streams)
+    pre = torch.sigmoid(hc_mix(streams, fn, norm_eps) * scale + base) + eps
+    return weighted_sum(pre, streams)

@@ -28,3 +28,14 @@ def experts(
     y: Tensor,
     /,
 ) -> None: ...
+def stream_weights(
+    mix: Tensor,
+    scale: Tensor,
+    base: Tensor,
+    iterations: int,
+    eps: float,
+    pre: Tensor,
+    post: Tensor,
+    comb: Tensor,
+    /,
+) -> bool: ...

@@ -1,7 +1,7 @@
 """The operations of the contract that run natively on a CPU; `fourfold.kernels` has their documentation.
 
-Each one hands what the extension does not cover to the reference: weights that are not packed, float types
-other than float32 and bfloat16 in x, gradients.  NOTES says so in the operator table.
+Each one hands what the extension does not cover to the reference: gradients, weights that are not packed, types
+of x other than float32 and bfloat16.  NOTES says so in the operator table.
 """
 
 from __future__ import annotations
@@ -92,11 +92,37 @@ def experts(
     return y
 
 
+def hc_pre(
+    streams: Tensor,
+    fn: Tensor,
+    scale: Tensor,
+    base: Tensor,
+    *,
+    iters: int,
+    norm_eps: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n = streams.shape[-2]
+    trained = torch.is_grad_enabled() and any(t.requires_grad for t in (streams, fn, scale, base))
+    if trained or n not in (2, 4):
+        return reference.hc_pre(streams, fn, scale, base, iters=iters, norm_eps=norm_eps, eps=eps)
+    mix = reference.hc_mix(streams, fn, norm_eps)
+    pre = torch.empty((*streams.shape[:-2], n))
+    post = torch.empty_like(pre)
+    comb = torch.empty((*streams.shape[:-2], n, n))
+    native.stream_weights(mix, scale, base, iters, eps, pre, post, comb)
+    return reference.weighted_sum(pre, streams), post, comb
+
+
 _COVERAGE = "native: FP4 and FP8 weights without gradients; otherwise reference"
 
 OPS: dict[str, Callable[..., Any]] = {
     "linear": linear,
     "grouped_linear": grouped_linear,
     "experts": experts,
+    "hc_pre": hc_pre,
 }
-NOTES: dict[str, str] = dict.fromkeys(OPS, _COVERAGE)
+NOTES: dict[str, str] = {
+    **dict.fromkeys(OPS, _COVERAGE),
+    "hc_pre": "native: 2 or 4 streams without gradients; otherwise reference",
+}

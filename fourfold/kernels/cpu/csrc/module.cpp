@@ -145,6 +145,28 @@ void py_experts(nb::handle x_object, nb::handle indices_object, nb::handle weigh
     experts(e, from, chosen, amounts, n, indices.shape[1], to);
 }
 
+// mix [..., (2+n)n], scale [3], base [(2+n)n] -> pre [..., n], post [..., n], comb [..., n, n], all f32, in place.
+// False, and nothing done: not for this n.
+bool py_stream_weights(nb::handle mix_object, nb::handle scale_object, nb::handle base_object, int iterations,
+                       float eps, nb::handle pre_object, nb::handle post_object, nb::handle comb_object) {
+    const Argument mix(mix_object, "mix"), scale(scale_object, "scale"), base(base_object, "base");
+    const Argument pre(pre_object, "pre"), post(post_object, "post"), comb(comb_object, "comb");
+    pre.check(pre.ndim >= 1 && pre.last() > 0, "has no streams");
+    const index_t n = pre.last(), tokens = pre.size() / n;
+    mix.check(mix.size() == tokens * (2 + n) * n, "does not fit pre");
+    scale.check(scale.size() == 3, "is not [3]");
+    base.check(base.size() == (2 + n) * n, "is not [(2+n)n]");
+    post.check(post.size() == tokens * n, "does not fit pre");
+    comb.check(comb.size() == tokens * n * n, "does not fit pre");
+    const StreamWeights w{scale.as<const float>(dlpack::Code::Float), base.as<const float>(dlpack::Code::Float),
+                          iterations, eps};
+    const float* from = mix.as<const float>(dlpack::Code::Float);
+    float *a = pre.as<float>(dlpack::Code::Float), *b = post.as<float>(dlpack::Code::Float),
+          *c = comb.as<float>(dlpack::Code::Float);
+    nb::gil_scoped_release release;
+    return stream_weights(w, n, from, tokens, a, b, c);
+}
+
 }  // namespace
 }  // namespace fourfold
 
@@ -160,4 +182,5 @@ NB_MODULE(_native, m) {
     m.def("linear", &py_linear);
     m.def("grouped_linear", &py_grouped_linear);
     m.def("experts", &py_experts);
+    m.def("stream_weights", &py_stream_weights);
 }
