@@ -1,7 +1,7 @@
 """The operations of the contract that run natively on a CPU; `fourfold.kernels` has their documentation.
 
-Each one hands what the extension does not cover to the reference: gradients, weights that are not packed, types
-of x other than float32 and bfloat16.  NOTES says so in the operator table.
+Each one hands what the extension does not cover to the reference: gradients, weights that are not packed,
+types of x other than float32 and bfloat16.  NOTES says so in the operator table.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ void ThreadPool::start_helpers() {
     }
 }
 
-bool ThreadPool::work() {
+void ThreadPool::work() {
     std::int64_t left = left_.load(std::memory_order_acquire);
     while (left > 0) {
         if (!left_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel)) continue;
@@ -46,7 +46,6 @@ bool ThreadPool::work() {
         unfinished_.fetch_sub(1, std::memory_order_acq_rel);
         left = left_.load(std::memory_order_acquire);
     }
-    return false;
 }
 
 void ThreadPool::help(int number) {

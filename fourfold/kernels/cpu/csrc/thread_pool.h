@@ -31,7 +31,7 @@ private:
     void run(std::int64_t count, Function function, void* context);
     void start_helpers();
     void help(int number);
-    bool work();
+    void work();  // claim pieces of the current job until none is left
 
     std::atomic<int> threads_{1};
     int helpers_ = 0;
