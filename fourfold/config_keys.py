@@ -55,7 +55,7 @@ REALS: dict[str, tuple[float, float]] = {
 """Other numbers that every config.json has, likewise."""
 MOST_THETA = 1e12
 MOST_RATE = 1 << 20
-MOST_ROUTED_EXPERTS = 1 << 18
+MOST_ROUTED_EXPERTS = 1 << 17
 """Of all layers together: each is three tensors, to be listed before anything is read."""
 
 YARN_INTEGERS = {"original_max_position_embeddings": (1, 1 << 40)}

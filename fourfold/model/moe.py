@@ -67,7 +67,7 @@ class SharedExpert(nn.Module):
 
     def __init__(self, config: ModelConfig, numerics: Numerics) -> None:
         super().__init__()
-        width, inner = config.hidden_size, config.moe_intermediate_size * config.n_shared_experts
+        width, inner = config.hidden_size, config.moe_intermediate_size
         self.limit = config.swiglu_limit
         self.w1 = Linear(width, inner, numerics)
         self.w3 = Linear(width, inner, numerics)

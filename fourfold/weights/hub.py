@@ -16,7 +16,7 @@ MODEL_FILES = (
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def resolve(path_or_repo_id: str | Path, revision: str | None = None) -> Path:
+def resolve(path_or_repo_id: str | Path) -> Path:
     """The folder of a checkpoint.
 
     A path that exists is returned.  Otherwise `organisation/name` is brought from the Hugging Face hub into
@@ -34,10 +34,10 @@ def resolve(path_or_repo_id: str | Path, revision: str | None = None) -> Path:
             f"{name}: no such folder, and not a Hugging Face repository id; "
             "allowed: the folder that holds config.json, or an id such as deepseek-ai/DeepSeek-V4-Flash"
         )
-    return _download(name, revision)
+    return _download(name)
 
 
-def _download(repo_id: str, revision: str | None) -> Path:
+def _download(repo_id: str) -> Path:
     # Imported here: it is slow to import, and most runs need no hub.
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
@@ -45,18 +45,15 @@ def _download(repo_id: str, revision: str | None) -> Path:
         HfHubHTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
-        RevisionNotFoundError,
     )
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(MODEL_FILES)))
+        return Path(snapshot_download(repo_id, allow_patterns=list(MODEL_FILES)))
     except GatedRepoError as error:
         raise DownloadError(f"{repo_id}: access is gated; accept its terms and set HF_TOKEN") from error
-    except RevisionNotFoundError as error:
-        raise DownloadError(f"{repo_id}: no revision {revision!r}; try without one") from error
     except RepositoryNotFoundError as error:
         raise DownloadError(
             f"{repo_id}: neither a folder here nor a repository on the hub (or a private one: set HF_TOKEN)"

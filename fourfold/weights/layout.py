@@ -6,12 +6,12 @@ file and tensor, what was expected and what was found.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fourfold.config import ModelConfig
+from fourfold.config_values import parse_json
 from fourfold.errors import CheckpointError
 from fourfold.kernels.formats import FP4_GROUP
 from fourfold.weights.formats import Format, scale_shape
@@ -93,7 +93,7 @@ def find_tensors(folder: Path) -> dict[str, Stored]:
 def _read_index(folder: Path) -> dict[str, str]:
     file = folder / INDEX
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error})") from error
     weight_map = data.get("weight_map") if isinstance(data, dict) else None

@@ -48,14 +48,6 @@ def parameter_of(name: str) -> tuple[str, int | None]:
     return name, None
 
 
-def tensor_of(parameter: str, expert: int | None) -> str:
-    """Parameter name and expert index -> official checkpoint name: the inverse of `parameter_of`."""
-    if expert is None:
-        return parameter
-    head, rest = parameter.split(".ffn.experts.", 1)
-    return f"{head}.ffn.experts.{expert}.{rest}"
-
-
 def scale_name(name: str) -> str:
     """Official name of the scale that belongs to the weight `name`."""
     assert name.endswith(".weight"), name
@@ -69,7 +61,7 @@ def checkpoint_spec(config: ModelConfig) -> dict[str, TensorSpec]:
         kind, ratio, hashed = config.layer_kinds[i], config.layer_ratios[i], config.hash_layers[i]
         spec.update(_block(config, f"layers.{i}", kind, ratio, hashed))
     for i in range(config.num_nextn_predict_layers):
-        spec.update(_mtp(config, f"mtp.{i}", config.mtp_kinds[i], config.mtp_ratios[i]))
+        spec.update(_mtp(config, f"mtp.{i}"))
     spec["norm.weight"] = TensorSpec((config.hidden_size,), "bf16")
     spec.update(_head_collapse(config, ""))
     spec["head.weight"] = TensorSpec((config.vocab_size, config.hidden_size), "bf16")
@@ -98,12 +90,8 @@ def _block(
 
 
 def _attention(config: ModelConfig, prefix: str, kind: str, ratio: int) -> Iterator[tuple[str, TensorSpec]]:
-    width, rank, heads, dim = (
-        config.hidden_size,
-        config.q_lora_rank,
-        config.num_attention_heads,
-        config.head_dim,
-    )
+    width, rank = config.hidden_size, config.q_lora_rank
+    heads, dim = config.num_attention_heads, config.head_dim
     low = config.o_groups * config.o_lora_rank
     yield f"{prefix}.wq_a.weight", TensorSpec((rank, width), "linear")
     yield f"{prefix}.q_norm.weight", TensorSpec((rank,), "bf16")
@@ -148,11 +136,11 @@ def _moe(config: ModelConfig, prefix: str, hashed: bool) -> Iterator[tuple[str, 
             yield f"{prefix}.experts.{expert}.{matrix}.weight", TensorSpec(shape, "expert")
 
 
-def _mtp(config: ModelConfig, prefix: str, kind: str, ratio: int) -> Iterator[tuple[str, TensorSpec]]:
+def _mtp(config: ModelConfig, prefix: str) -> Iterator[tuple[str, TensorSpec]]:
     width = config.hidden_size
     for name in ("enorm", "hnorm", "norm"):
         yield f"{prefix}.{name}.weight", TensorSpec((width,), "bf16")
     for name in ("e_proj", "h_proj"):
         yield f"{prefix}.{name}.weight", TensorSpec((width, width), "linear")
-    yield from _block(config, prefix, kind, ratio, hashed=False)
+    yield from _block(config, prefix, "swa", 0, hashed=False)
     yield from _head_collapse(config, f"{prefix}.")

@@ -19,6 +19,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from fourfold.config_values import parse_json
 from fourfold.errors import CheckpointError
 
 BITS = {"F8_E4M3": 8, "F8_E8M0": 8, "F4": 4, "I8": 8, "U8": 8, "BF16": 16, "F32": 32, "I64": 64, "I32": 32}
@@ -82,17 +83,10 @@ def read_header(file: Path) -> list[Stored]:
 
 
 def _parse(file: Path, text: bytes) -> dict[str, Any]:
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if len(set(names)) != len(names):
-            name = next(name for name in names if names.count(name) > 1)
-            raise CheckpointError(f"{file.name}: {name} occurs twice in the header")
-        return dict(pairs)
-
     try:
-        header = json.loads(text, object_pairs_hook=no_duplicates)
+        header = parse_json(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: the safetensors header is not JSON ({error})") from error
+        raise CheckpointError(f"{file}: the safetensors header is not valid JSON ({error})") from error
     if not isinstance(header, dict):
         raise CheckpointError(
             f"{file}: the safetensors header must be an object, found {type(header).__name__}"
@@ -148,7 +142,7 @@ class Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self._drop()
 
     def copy(self, stored: Stored, into: Tensor, advance: Callable[[int], object] | None = None) -> Tensor:
         """Fill the contiguous `into`, on any device, with the bytes of `stored`; returns `into`."""
@@ -160,7 +154,7 @@ class Reader:
                 self._mapping(stored), dtype=torch.uint8, offset=stored.start + begin, count=count
             )
             target[begin : begin + count].copy_(source)
-            del source  # else the mapping could not be closed
+            del source  # else the mapping would outlive its turn
             self._copied += count
             if advance is not None:
                 advance(count)
@@ -168,7 +162,7 @@ class Reader:
 
     def _mapping(self, stored: Stored) -> mmap.mmap:
         if self._map is None or self._file != stored.file or self._copied >= _REMAP_EVERY:
-            self._close()
+            self._drop()
             try:
                 with stored.file.open("rb") as stream:
                     # Copy-on-write and never written: torch warns about read-only memory.
@@ -180,9 +174,9 @@ class Reader:
             raise CheckpointError(f"{stored}: the file became shorter while it was read")
         return self._map
 
-    def _close(self) -> None:
-        if self._map is not None:
-            self._map.close()
+    def _drop(self) -> None:
+        # Not closed: torch does not hold the buffer, so close() would succeed under the feet of a view that
+        # is still in use.  A mapping goes with the last reference to it, and every view holds one.
         self._map, self._copied = None, 0
 
 

@@ -48,6 +48,14 @@ def rewritten(src: Path, dst: Path, change: Callable[[Raw], object]) -> Path:
     return dst
 
 
+def tensor_name(parameter: str, expert: int | None) -> str:
+    """Official name of a parameter, or of row `expert` of one that stacks experts."""
+    if expert is None:
+        return parameter
+    head, rest = parameter.split(".ffn.experts.", 1)
+    return f"{head}.ffn.experts.{expert}.{rest}"
+
+
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return (
         a.dtype == b.dtype

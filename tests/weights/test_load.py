@@ -14,8 +14,8 @@ from fourfold.config import ModelConfig
 from fourfold.errors import CheckpointError
 from fourfold.weights.export import export_checkpoint
 from fourfold.weights.load import read_checkpoint
-from fourfold.weights.names import tensor_of
-from tests.weights.raw import GOLDEN, Raw, read_raw, rewritten, same_bits, write_raw
+from fourfold.weights.shards import Reader, read_header
+from tests.weights.raw import GOLDEN, Raw, read_raw, rewritten, same_bits, tensor_name, write_raw
 
 W = "layers.1.attn.wkv.weight"
 S = "layers.1.attn.wkv.scale"
@@ -40,7 +40,8 @@ def test_every_tensor_arrives_as_stored_and_experts_are_stacked():
     for name, tensor in load(GOLDEN).items():
         experts = range(8) if ".ffn.experts." in name else [None]
         for expert in experts:
-            assert same_bits(tensor if expert is None else tensor[expert], expected[tensor_of(name, expert)])
+            stored = expected[tensor_name(name, expert)]
+            assert same_bits(tensor if expert is None else tensor[expert], stored)
             seen += 1
     assert seen == len(expected)
 
@@ -190,6 +191,7 @@ SECOND, THIRD = "model-00002-of-00003.safetensors", "model-00003-of-00003.safete
         (lambda f: (f / INDEX).unlink(), ["neither", "found only model-00001-of-00003"]),
         (lambda f: (f / INDEX).write_text("{"), ["index.json", "cannot be read"]),
         (lambda f: (f / INDEX).write_text("[]"), ["needs an object weight_map"]),
+        (lambda f: (f / INDEX).write_text('{"weight_map": {"x": "a", "x": "b"}}'), ["x occurs more"]),
         (lambda f: write_raw(f / SECOND, read_raw(f / SECOND) | read_raw(f / THIRD)), ["says that this"]),
         (lambda f: (f / SECOND).write_bytes(b""), [SECOND, "truncated"]),
         (lambda f: (f / SECOND).write_bytes((f / SECOND).read_bytes() + b"x"), ["1 bytes follow the last"]),
@@ -237,3 +239,22 @@ def test_a_damaged_header_never_does_more_than_raise(tiny_folder, tmp_path_facto
         assert len(tensors) > 50
     finally:
         shutil.rmtree(folder)
+
+
+def test_a_name_twice_in_a_header_is_named_at_once(tmp_path: Path):
+    entry = '{"dtype": "I8", "shape": [0], "data_offsets": [0, 0]}'
+    names = [f'"{i}": {entry}' for i in range(100_000)]
+    text = "{" + ", ".join([*names, names[-1]]) + "}"
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text.encode())
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .*99999 occurs more than once"):
+        read_header(tmp_path / "model.safetensors")
+
+
+def test_a_view_outlives_its_reader():
+    stored = read_header(GOLDEN / "model.safetensors")[0]
+    with Reader() as reader:
+        copied = reader.copy(stored, torch.empty(stored.nbytes, dtype=torch.uint8))
+        mapped = reader._mapping(stored)
+        view = torch.frombuffer(mapped, dtype=torch.uint8, offset=stored.start, count=stored.nbytes)
+        del mapped
+    assert torch.equal(view, copied)

@@ -5,8 +5,8 @@ from importlib import resources
 import pytest
 
 from fourfold.config import ModelConfig
-from fourfold.weights.names import canonical, checkpoint_spec, parameter_of, scale_name, tensor_of
-from tests.weights.raw import GOLDEN, read_raw
+from fourfold.weights.names import canonical, checkpoint_spec, parameter_of, scale_name
+from tests.weights.raw import GOLDEN, read_raw, tensor_name
 
 
 def test_spec_is_the_golden_checkpoint():
@@ -44,7 +44,7 @@ def test_experts_are_rows_of_one_parameter():
         None,
     )
     for name in checkpoint_spec(ModelConfig.from_file(GOLDEN)):
-        assert tensor_of(*parameter_of(name)) == name
+        assert tensor_name(*parameter_of(name)) == name
 
 
 @pytest.mark.parametrize(("preset", "layers", "experts"), [("flash", 43, 256), ("pro", 61, 384)])
