@@ -1,1 +1,3 @@
-"""The command line: answers on stdout, everything else on stderr, exit codes 0, 1 failed, 2 wrong usage."""
+"""The command line: answers on stdout, everything else on stderr, and one of these exit codes."""
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130

@@ -1,6 +1,4 @@
-"""Showing an answer while it is being written: content on stdout, reasoning on stderr, Ctrl-C keeps what was
-said.
-"""
+"""Showing an answer as it is written: content on stdout, reasoning on stderr; Ctrl-C keeps what was said."""
 
 from __future__ import annotations
 
@@ -22,9 +20,7 @@ class Spoken:
 
 
 def speak(generation: Generation, chat: Chat | None, *, show: bool = True) -> Spoken:
-    """Show the pieces as they come. With `chat` they are split into reasoning and content; else all is
-    content.
-    """
+    """Show the pieces as they come. `chat` splits them into reasoning and content; else all is content."""
     parser = chat.parser() if chat is not None else None
     spoken = Spoken()
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import typer
 
-from fourfold.cli import console, options
-from fourfold.cli.answer import messages_of, speak, speed_line
-from fourfold.cli.model import Opened, open_model
+from fourfold.cli import DONE, FAILED, INTERRUPTED, console, options
+from fourfold.cli.answer import Spoken, messages_of, speak, speed_line
+from fourfold.cli.model import Opened, model_name, open_model
+from fourfold.engine.generate import GenerateOptions
 from fourfold.engine.session import Session
-from fourfold.errors import FourfoldError, RequestError
+from fourfold.errors import FourfoldError
 from fourfold.protocol import Chat
+from fourfold.protocol import prompt_format as format_of
 
 HELP = """/reset  forget the conversation
 /quit   leave (so does Ctrl-D)
@@ -39,54 +41,52 @@ def chat(
     device: options.Device = "cpu",
     numerics: options.Numerics = "exact",
     threads: options.Threads = 0,
-) -> None:
+) -> int:
     """Talk with a model. Without a terminal, each line of stdin is one turn."""
+    beginning = Chat(
+        messages=messages_of(system, ""),
+        thinking=think or effort is not None,
+        effort=effort,
+        format=prompt_format or format_of(model_name(model)),
+    )
+    beginning.prompt()  # what is wrong with it is told now, not after the first turn
     opened = open_model(model, device=device, numerics=numerics, threads=threads)
-    if opened.model.tokenizer is None:
-        raise RequestError(f"{opened.name} has no tokenizer.json; put the model's own into its folder")
     sampling = opened.sampler(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
-    thinking: dict[str, Any] = {
-        "thinking": think or effort is not None,
-        "effort": effort,
-        "format": opened.format(prompt_format),
-    }
-    talk = Conversation(opened, system, thinking, {"max_tokens": max_tokens, **sampling})
-    Chat(
-        messages=messages_of(system, ""), **thinking
-    ).prompt()  # a wrong option is told now, not after the first turn
-    if sys.stdin.isatty():
-        console.note("/help lists the commands, Ctrl-D leaves")
-    repl(talk, _read_terminal if sys.stdin.isatty() else _read_pipe)
+    talk = Conversation(opened, beginning, {"max_tokens": max_tokens, **sampling})
+    if sys.stdin is None or not sys.stdin.isatty():
+        return repl(talk, _read_pipe, terminal=False)
+    console.note("/help lists the commands, Ctrl-D leaves")
+    return repl(talk, _read_terminal)
 
 
 @dataclass
 class Conversation:
-    """The turns so far, and the model's memory of them."""
+    """The turns so far, and the model's memory of them.
+
+    beginning: its first message, if any, is the system's; the last is not said. It has the options of all.
+    """
 
     opened: Opened
-    system: str | None
-    chat_options: dict[str, Any]
-    generate_options: dict[str, Any]
+    beginning: Chat
+    generate_options: GenerateOptions
     turns: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.session = Session(self.opened.model)
 
-    def say(self, text: str) -> None:
-        """One turn: the user's text, the model's answer. An answer that fails leaves the conversation as it
-        was.
-        """
-        first = messages_of(self.system, text)
-        messages = first[:-1] + self.turns + first[-1:]
-        request = Chat(messages=messages, **self.chat_options)
-        tokenizer = self.opened.model.tokenizer
-        assert tokenizer is not None
-        generation = self.session.generate(request.prompt().encode(tokenizer), **self.generate_options)
+    def say(self, text: str) -> Spoken:
+        """One turn: the user's text, the model's answer. One that fails leaves the conversation as it was."""
+        question = {"role": "user", "content": text}
+        messages = [*self.beginning.messages[:-1], *self.turns, question]
+        request = replace(self.beginning, messages=messages)
+        ids = request.prompt().encode(self.opened.tokenizer)
+        generation = self.session.generate(ids, **self.generate_options)
         spoken = speak(generation, request)
         console.answer("\n")
         console.note(("stopped, " if spoken.interrupted else "") + speed_line(generation))
         answer = {"role": "assistant", "content": spoken.text, "reasoning_content": spoken.reasoning}
-        self.turns += [first[-1], answer]
+        self.turns += [question, answer]
+        return spoken
 
     def reset(self) -> None:
         """Forget every turn."""
@@ -94,35 +94,58 @@ class Conversation:
         self.session.reset()
 
 
-def repl(talk: Conversation, read: Callable[[], str]) -> None:
-    """Read turns and commands until the input ends or /quit."""
+def repl(talk: Conversation, read: Callable[[], str], *, terminal: bool = True) -> int:
+    """Read turns and commands until the input ends or /quit; returns the exit code.
+
+    On a terminal the user sees what fails and what Ctrl-C stops, and goes on: 0. Else Ctrl-C ends it with
+    130, and turns that failed make it 1.
+    """
+    worst = DONE
     while True:
         try:
             line = read().strip()
         except EOFError:
-            return
+            return worst
         except KeyboardInterrupt:
+            if not terminal:
+                return INTERRUPTED
             print(file=sys.stderr)
             console.note("Ctrl-D or /quit leaves")
             continue
         if line == "/quit":
-            return
-        if line == "/help":
-            print(HELP, file=sys.stderr)
-        elif line == "/reset":
-            talk.reset()
-            console.note("the conversation is forgotten")
-        elif line.startswith("/") and " " not in line and line.count("/") == 1:
-            console.note(f"there is no command {line}; /help lists them")
-        elif line:
-            _turn(talk, line)
+            return worst
+        code = _command(talk, line) if _is_command(line) else _turn(talk, line)
+        if terminal:
+            continue
+        if code == INTERRUPTED:
+            return code
+        worst = max(worst, code)
 
 
-def _turn(talk: Conversation, line: str) -> None:
+def _is_command(line: str) -> bool:
+    """A path, or a sentence that begins with one, is a message."""
+    return line.startswith("/") and " " not in line and line.count("/") == 1
+
+
+def _command(talk: Conversation, line: str) -> int:
+    if line == "/help":
+        print(HELP, file=sys.stderr)
+    elif line == "/reset":
+        talk.reset()
+        console.note("the conversation is forgotten")
+    else:
+        console.note(f"there is no command {line}; /help lists them")
+    return DONE
+
+
+def _turn(talk: Conversation, line: str) -> int:
+    if not line:
+        return DONE
     try:
-        talk.say(line)
+        return INTERRUPTED if talk.say(line).interrupted else DONE
     except FourfoldError as wrong:
         console.error(f"{wrong} (/reset begins anew)")
+        return FAILED
 
 
 def _read_terminal() -> str:
@@ -136,7 +159,7 @@ def _read_terminal() -> str:
 
 
 def _read_pipe() -> str:
-    line = sys.stdin.readline()
+    line = console.stdin(line=True)
     if not line:
         raise EOFError
     return line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -10,6 +11,8 @@ from typing import Any, Literal, TextIO
 
 from rich.console import Console
 from rich.table import Table
+
+from fourfold.errors import RequestError
 
 _GREY, _PLAIN = "\x1b[90m", "\x1b[0m"
 
@@ -34,6 +37,21 @@ def aside(text: str) -> None:
     """A piece of text that is not the answer (thinking, the prompt), on stderr, in grey."""
     sys.stderr.write(f"{_GREY}{text}{_PLAIN}" if has_colour(sys.stderr) else text)
     sys.stderr.flush()
+
+
+def stdin(*, line: bool = False) -> str:
+    """All of stdin, or its next line; empty at its end.  RequestError: it is not UTF-8."""
+    stream = sys.stdin
+    if stream is None:  # closed by who started us
+        return ""
+    if isinstance(stream, io.TextIOWrapper) and (stream.encoding, stream.errors) != ("utf-8", "strict"):
+        stream.reconfigure(encoding="utf-8", errors="strict")
+    try:
+        return stream.readline() if line else stream.read()
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"stdin is not UTF-8 text ({error.reason}); convert it, with iconv for one"
+        ) from None
 
 
 def has_colour(stream: TextIO) -> bool:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from fourfold.cli import console, options
+from fourfold.cli.written import Written
 
 
 def export(
     src: Annotated[str, typer.Argument(help="Checkpoint folder or repo id.")],
     dst: Annotated[Path, typer.Argument(help="Folder to write.")],
-    experts: Annotated[str, typer.Option(help="Routed experts: keep, fp4, fp8 or bf16.")] = "keep",
-    linears: Annotated[str, typer.Option(help="Other quantised matrices: keep, fp8 or bf16.")] = "keep",
+    experts: Annotated[
+        Literal["keep", "fp4", "fp8", "bf16"], typer.Option(help="How to store the routed experts.")
+    ] = "keep",
+    linears: Annotated[
+        Literal["keep", "fp8", "bf16"], typer.Option(help="How to store the other quantised matrices.")
+    ] = "keep",
     shard_size: options.ShardSize = 5.0,
     overwrite: options.Overwrite = False,
+    json: options.Json = False,
 ) -> None:
     """Write a checkpoint anew, converted or not.
 
@@ -25,6 +32,7 @@ def export(
     """
     from fourfold.weights.export import export_checkpoint
 
+    start = time.perf_counter()
     folder = export_checkpoint(
         src,
         dst,
@@ -33,9 +41,9 @@ def export(
         shard_size=options.shard_bytes(shard_size),
         overwrite=overwrite,
     )
-    console.note(f"{console.size(_bytes(folder))} in {len(list(folder.glob('*.safetensors')))} files")
+    written = Written.in_folder(folder, time.perf_counter() - start)
+    if json:
+        console.document({"source": src, "experts": experts, "linears": linears, **written.to_json()})
+        return
+    console.note(written.line())
     console.answer(f"{folder}\n")
-
-
-def _bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from fourfold.cli import console, options
+from fourfold.cli import DONE, INTERRUPTED, console, options
 from fourfold.cli.answer import Spoken, messages_of, speak, speed_line
-from fourfold.cli.model import Opened, open_model
-from fourfold.engine.generate import Generation, prompt_ids
+from fourfold.cli.model import model_name, open_model
+from fourfold.engine.generate import GenerateOptions, Generation
 from fourfold.engine.generate import generate as run
-from fourfold.errors import RequestError
 from fourfold.protocol import Chat
+from fourfold.protocol import prompt_format as format_of
 
 
 def generate(
@@ -49,20 +49,21 @@ def generate(
     """
     if not chat and (system or think or effort or prompt_format):
         raise typer.BadParameter("--system, --think, --effort and --prompt-format need --chat")
-    text = sys.stdin.read() if prompt == "-" else prompt
-    opened = open_model(model, device=device, numerics=numerics, threads=threads)
-    sampling = opened.sampler(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
-    conversation = None
+    text = console.stdin() if prompt == "-" else prompt
+    conversation = rendered = None
     if chat:
-        thinking = think or effort is not None
         conversation = Chat(
             messages=messages_of(system, text),
-            thinking=thinking,
-            effort=effort,  # type: ignore[arg-type]  # checked by Chat
-            format=opened.format(prompt_format),
+            thinking=think or effort is not None,
+            effort=effort,
+            format=prompt_format or format_of(model_name(model)),
         )
-    ids = _ids(opened, conversation, text)
-    generation = run(opened.model, ids, max_tokens=max_tokens, stop=stop or (), **sampling)
+        rendered = conversation.prompt()
+    opened = open_model(model, device=device, numerics=numerics, threads=threads)
+    sampling = opened.sampler(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
+    given = text if rendered is None else rendered.encode(opened.tokenizer)
+    wanted: GenerateOptions = {"max_tokens": max_tokens, "stop": stop or (), **sampling}
+    generation = run(opened.model, given, **wanted)
     if not chat and not json and sys.stdout.isatty():
         console.aside(text)
     spoken = speak(generation, conversation, show=not json)
@@ -71,16 +72,7 @@ def generate(
     elif spoken.text and not spoken.text.endswith("\n"):
         console.answer("\n")
     console.note(speed_line(generation))
-    return 130 if spoken.interrupted else 0
-
-
-def _ids(opened: Opened, conversation: Chat | None, text: str) -> list[int]:
-    tokenizer = opened.model.tokenizer
-    if tokenizer is None:
-        raise RequestError(f"{opened.name} has no tokenizer.json; put the model's own into its folder")
-    if conversation is not None:
-        return conversation.prompt().encode(tokenizer)
-    return prompt_ids(text, tokenizer, opened.model.config)
+    return INTERRUPTED if spoken.interrupted else DONE
 
 
 def _document(name: str, generation: Generation, spoken: Spoken) -> dict[str, Any]:

@@ -23,8 +23,8 @@ def inspect(
 ) -> None:
     """Show what a checkpoint is.
 
-    Layers by kind, parameters total and active, bytes by format, and KV bytes at long contexts. Reads headers
-    only.
+    Layers by kind, parameters total and active, bytes by format, and KV bytes at long contexts. Only headers
+    are read.
     """
     from fourfold.weights.inspect import inspect_checkpoint
 

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+import typer
 
 from fourfold import kernels as contract
 from fourfold.cli import console, options
-from fourfold.errors import RequestError
 from fourfold.kernels import cpu
 
 
-def kernels(device: options.Device = "", json: options.Json = False) -> None:
+def kernels(
+    device: Annotated[
+        str | None,
+        typer.Option(
+            callback=options.known_device,
+            help="Kind of device: cpu, cuda, npu …",
+            show_default="those of this machine",
+        ),
+    ] = None,
+    json: options.Json = False,
+) -> None:
     """Show what runs each operation.
 
     One column for each kind of device of this machine, or for --device.
     """
-    kinds = [_kind(device)] if device else _present()
+    kinds = _present() if device is None else [torch.device(device).type]
     tables = {kind: contract.table(kind) for kind in kinds}
     facts = cpu.describe()
     if json:
@@ -30,15 +42,6 @@ def kernels(device: options.Device = "", json: options.Json = False) -> None:
 
 
 def _present() -> list[str]:
-    """Kinds of device of this machine: the CPU, and the accelerator that torch was built for, if there is
-    one.
-    """
+    """Kinds of device of this machine: the CPU, and the accelerator that torch found, if any."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return ["cpu"] + ([accelerator.type] if accelerator is not None else [])
-
-
-def _kind(device: str) -> str:
-    try:
-        return torch.device(device).type
-    except RuntimeError:
-        raise RequestError(f"device is {device!r}; allowed: cpu, cuda, npu … as torch names them") from None

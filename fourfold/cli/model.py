@@ -13,9 +13,11 @@ import fourfold
 from fourfold import kernels
 from fourfold.cli import console
 from fourfold.engine.defaults import recommended
+from fourfold.engine.generate import GenerateOptions
 from fourfold.engine.sampler import Sampling
+from fourfold.errors import RequestError
 from fourfold.kernels import cpu
-from fourfold.protocol import PromptFormat, prompt_format
+from fourfold.tokenizer import FILE_NAME, Tokenizer
 from fourfold.weights.hub import resolve
 
 if TYPE_CHECKING:
@@ -27,19 +29,21 @@ class Opened:
     """A loaded model with what its checkpoint says about using it."""
 
     model: Transformer
+    tokenizer: Tokenizer
     name: str
     sampling: Sampling
 
-    def sampler(self, **chosen: Any) -> dict[str, Any]:
+    def sampler(self, **chosen: Any) -> GenerateOptions:
         """Keyword arguments for `generate`: the checkpoint's, and what the user chose."""
-        sampling = replace(
-            self.sampling, **{key: value for key, value in chosen.items() if value is not None}
-        )
-        return {key: getattr(sampling, key) for key in ("temperature", "top_p", "top_k", "min_p", "seed")}
-
-    def format(self, chosen: str | None) -> PromptFormat:
-        """The prompt format: the user's choice (checked where it is used), else by the checkpoint's name."""
-        return chosen or prompt_format(self.name)  # type: ignore[return-value]
+        given = {key: value for key, value in chosen.items() if value is not None}
+        sampling = replace(self.sampling, **given)
+        return {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "seed": sampling.seed,
+        }
 
 
 def use_threads(threads: int) -> None:
@@ -50,23 +54,35 @@ def use_threads(threads: int) -> None:
             cpu.native.set_threads(threads)
 
 
+def model_name(path: str | None) -> str:
+    """The last part of a folder or repo id; None is the shipped model."""
+    path = path or str(fourfold.shipped_model())
+    return Path(path).name or path
+
+
 def open_model(path: str | None, *, device: str, numerics: str, threads: int) -> Opened:
-    """Load a checkpoint folder or repo id (None: the shipped model) and say so on stderr."""
+    """Load a checkpoint folder or repo id (None: the shipped model) and say so on stderr.
+
+    What is small and can be wrong is read before the weights.
+    """
     use_threads(threads)
-    name = path or str(fourfold.shipped_model())
+    name = model_name(path)
     start = time.perf_counter()
-    folder = resolve(name)
+    folder = resolve(path or str(fourfold.shipped_model()))
+    sampling = recommended(folder)
+    if not (folder / FILE_NAME).exists():
+        raise RequestError(f"{name} has no {FILE_NAME}; put the model's own into its folder")
     model = fourfold.load(folder, device=device, numerics=numerics)
+    assert model.tokenizer is not None
     seconds = time.perf_counter() - start
     stored = sum(parameter.nbytes for parameter in model.parameters())
-    label = Path(name).name or name
     console.note(
-        f"{label}, {model.config.num_hidden_layers} layers, {console.size(stored)} "
+        f"{name}, {model.config.num_hidden_layers} layers, {console.size(stored)} "
         f"in {console.number(seconds)} s ({console.size(stored / seconds)}/s)"
     )
     if line := kernel_line(torch.device(device).type):
         console.note(line)
-    return Opened(model, label, recommended(folder))
+    return Opened(model, model.tokenizer, name, sampling)
 
 
 def kernel_line(device: str) -> str:

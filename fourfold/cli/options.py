@@ -2,13 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
+import torch
 import typer
 
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, npu …")]
+from fourfold import kernels
+from fourfold.engine.sampler import Sampling
+from fourfold.engine.stop import StopStrings
+from fourfold.errors import RequestError
+from fourfold.protocol import Effort as _Effort
+from fourfold.protocol import PromptFormat as _PromptFormat
+
+
+def known_device(name: str | None) -> str | None:
+    """A device that torch has a name for; whether this machine has it shows later."""
+    if name is None:
+        return None
+    kernels.discover(name.split(":")[0])
+    try:
+        torch.device(name)
+    except RuntimeError:
+        raise typer.BadParameter(f"{name!r} is no device; allowed: cpu, cuda, npu … as torch names") from None
+    return name
+
+
+def _sampling(name: str) -> Callable[[Any], Any]:
+    """A check of one option by the rules of Sampling."""
+
+    def check(value: Any) -> Any:
+        try:
+            return value if value is None else getattr(Sampling(**{name: value}), name)
+        except RequestError as wrong:
+            raise typer.BadParameter(str(wrong)) from None
+
+    return check
+
+
+def _stop(strings: list[str] | None) -> list[str] | None:
+    try:
+        StopStrings(strings or ())
+    except RequestError as wrong:
+        raise typer.BadParameter(str(wrong)) from None
+    return strings
+
+
+Device = Annotated[
+    str, typer.Option(callback=known_device, help="Where to compute: cpu, cuda, cuda:1, npu …")
+]
 Numerics = Annotated[
-    str,
+    Literal["exact", "deployed"],
     typer.Option(help="exact: float32 mathematics of the stored weights; deployed: the published rounding."),
 ]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.", min=0)]
@@ -17,24 +61,46 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", help="The longest answer, in tokens.", min=1)]
 Temperature = Annotated[
     float | None,
-    typer.Option(help="0 is greedy, 1 the model's own distribution.", show_default="the checkpoint's"),
+    typer.Option(
+        callback=_sampling("temperature"),
+        help="From 0, greedy, to 100; 1 is the model's own distribution.",
+        show_default="the checkpoint's",
+    ),
 ]
 TopP = Annotated[
-    float | None, typer.Option(help="Sample from the most likely tokens that reach this probability.")
+    float | None,
+    typer.Option(
+        callback=_sampling("top_p"),
+        help="Sample from the most likely tokens that reach this probability, above 0 and at most 1.",
+    ),
 ]
-TopK = Annotated[int | None, typer.Option(help="Sample from this many tokens at most; 0 is all.")]
-MinP = Annotated[float | None, typer.Option(help="Drop tokens this much less likely than the first.")]
-Seed = Annotated[int | None, typer.Option(help="Same seed, same answer.", show_default="random")]
-Stop = Annotated[list[str] | None, typer.Option(help="End the answer before this text; may be repeated.")]
+TopK = Annotated[
+    int | None,
+    typer.Option(callback=_sampling("top_k"), help="Sample from this many tokens at most; 0 is all."),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        callback=_sampling("min_p"), help="Drop tokens this much less likely than the first, from 0 to 1."
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(callback=_sampling("seed"), help="Same seed, same answer.", show_default="random"),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(callback=_stop, help="End the answer before this text; may be repeated."),
+]
 
 System = Annotated[str | None, typer.Option(help="System text in front of the conversation.")]
 Think = Annotated[
     bool, typer.Option("--think/--no-think", help="Let the model reason first (on stderr, grey).")
 ]
-Effort = Annotated[str | None, typer.Option(help="How hard to think: low, high or max. Implies --think.")]
+Effort = Annotated[_Effort | None, typer.Option(help="How hard to think. Implies --think.")]
 PromptFormat = Annotated[
-    str | None,
-    typer.Option(help="preview (April release) or 0813.", show_default="by the checkpoint's name"),
+    _PromptFormat | None,
+    typer.Option(help="preview is the April release's.", show_default="by the checkpoint's name"),
 ]
 
 ShardSize = Annotated[float, typer.Option(help="Largest shard, in GB (10^9 bytes).", min=0.000001)]

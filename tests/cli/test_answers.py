@@ -6,15 +6,18 @@ import io
 import json
 import shutil
 import sys
+from collections.abc import Callable
 
 import pytest
 
 from fourfold.cli import answer, console
 from fourfold.cli import chat as chat_module
+from fourfold.cli.answer import messages_of
 from fourfold.cli.chat import Conversation, repl
 from fourfold.cli.model import Opened, open_model
 from fourfold.engine.generate import Timing
 from fourfold.engine.sampler import Sampling
+from fourfold.protocol import Chat
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +45,23 @@ def test_greedy_is_the_same_without_a_seed(run, tiny_folder):
     assert run(*words).out == run(*words).out
 
 
-def test_prompt_from_stdin(run, tiny_folder, monkeypatch):
+def piped(raw: bytes, encoding: str = "utf-8") -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(raw), encoding=encoding, errors="surrogateescape")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_prompt_from_stdin_is_utf8_whatever_the_locale(run, tiny_folder, monkeypatch, encoding):
     words = ("-m", tiny_folder, "-n", 4, "--temperature", 0)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("once upon"))
-    assert run("generate", "-", *words).out == run("generate", "once upon", *words).out
+    monkeypatch.setattr(sys, "stdin", piped("ein Märchen".encode(), encoding))
+    assert run("generate", "-", *words).out == run("generate", "ein Märchen", *words).out
+
+
+@pytest.mark.parametrize("words", [("generate", "-", "-m"), ("chat",)])
+def test_stdin_that_is_no_utf8_is_named(run, tiny_folder, monkeypatch, words):
+    monkeypatch.setattr(sys, "stdin", piped(b"caf\xe9\n"))
+    ran = run(*words, tiny_folder)
+    assert (ran.code, ran.out) == (1, "")
+    assert "error: stdin is not UTF-8 text (invalid" in ran.err
 
 
 def test_chat_format_asks_with_the_markers(run, tiny_folder):
@@ -64,6 +80,20 @@ def test_thinking_goes_to_stderr(run, tiny_folder):
     assert document["reasoning"]
     assert document["reasoning"] in ran.err
     assert document["text"] in ran.out
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("tokenizer.json", "{"), ("generation_config.json", "{"), ("generation_config.json", '{"top_p": 7}')],
+)
+def test_small_files_are_read_before_the_weights(run, tiny_folder, tmp_path, monkeypatch, name, text):
+    monkeypatch.setattr("fourfold.loading.read_checkpoint", lambda *_: pytest.fail("the weights were read"))
+    folder = shutil.copytree(tiny_folder, tmp_path / "broken")
+    (folder / name).write_text(text)
+    for words in (("generate", "x", "-m", folder), ("chat", folder)):
+        ran = run(*words)
+        assert ran.code == 1
+        assert f"{folder / name}" in ran.err
 
 
 def test_a_model_without_tokenizer_is_named(run, tiny_folder, tmp_path):
@@ -127,13 +157,14 @@ def test_generate_after_ctrl_c_is_130_and_complete(run, tiny_folder, monkeypatch
     assert "2 tokens, prefill 2,000 tok/s, decode 41.3 tok/s" in ran.err
 
 
-def talk(opened: Opened, lines: list[str | type[BaseException]], **options: object) -> Conversation:
-    conversation = Conversation(
-        opened,
-        None,
-        {"thinking": False, "effort": None, "format": "preview"},
-        {"max_tokens": 4, "temperature": 0.0, **options},
-    )
+def talk(opened: Opened, lines: list[str | type[BaseException]]) -> Conversation:
+    begin = Chat(messages=messages_of(None, ""))
+    conversation = Conversation(opened, begin, {"max_tokens": 4, "temperature": 0.0})
+    assert repl(conversation, reader(lines)) == 0
+    return conversation
+
+
+def reader(lines: list[str | type[BaseException]]) -> Callable[[], str]:
     left = iter(lines)
 
     def read() -> str:
@@ -142,8 +173,7 @@ def talk(opened: Opened, lines: list[str | type[BaseException]], **options: obje
             return line
         raise line
 
-    repl(conversation, read)
-    return conversation
+    return read
 
 
 def test_chat_remembers_the_turns(opened, capfd):
@@ -194,12 +224,24 @@ def test_chat_over_a_pipe(run, tiny_folder, monkeypatch):
     assert ran.out[:half] == ran.out[half:]
 
 
-def test_wrong_chat_options_are_told_at_once(run, tiny_folder, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    for option, value in (("--effort", "huge"), ("--prompt-format", "1999")):
-        ran = run("chat", tiny_folder, option, value)
-        assert ran.code == 1
-        assert value in ran.err
+def test_a_failed_turn_of_a_pipe_is_1_and_the_others_are_answered(run, tiny_folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n" + "x " * 600 + "\nhello\n"))
+    ran = run("chat", tiny_folder, "-n", 5, "--temperature", 0)
+    assert ran.code == 1
+    assert ran.err.count("prefill") == 2
+    assert "positions for 512" in ran.err
+
+
+def test_ctrl_c_ends_a_pipe_with_130(opened, capfd, monkeypatch):
+    begin = Chat(messages=messages_of(None, ""))
+    waiting = Conversation(opened, begin, {"max_tokens": 4})
+    assert repl(waiting, reader(["hello", KeyboardInterrupt, "never"]), terminal=False) == 130
+    assert len(waiting.turns) == 2
+    monkeypatch.setattr(chat_module, "speak", lambda *_: answer.Spoken("wor", "", interrupted=True))
+    speaking = Conversation(opened, begin, {"max_tokens": 4})
+    assert repl(speaking, reader(["hello", "never"]), terminal=False) == 130
+    assert [turn["content"] for turn in speaking.turns] == ["hello", "wor"]
+    capfd.readouterr()
 
 
 @pytest.mark.parametrize(

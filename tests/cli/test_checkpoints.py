@@ -9,6 +9,7 @@ import pytest
 from fourfold import conformance, kernels
 from fourfold.cli import verify as verify_module
 from fourfold.conformance.report import Check, Report
+from fourfold.train.trainer import TrainResult
 
 
 def test_inspect_in_words_and_as_a_document(run, tiny_folder):
@@ -30,7 +31,10 @@ def test_export_keeps_and_converts(run, tiny_folder, tmp_path):
     assert json.loads(run("inspect", tmp_path / "wide", "--json").out)["expert_format"] == "bf16"
     again = run("export", tiny_folder, tmp_path / "same")
     assert again.code == 1
-    assert run("export", tiny_folder, tmp_path / "same", "--overwrite").code == 0
+    document = json.loads(run("export", tiny_folder, tmp_path / "same", "--overwrite", "--json").out)
+    assert document["folder"] == str(tmp_path / "same")
+    assert (document["bytes"], document["files"]) == (original.stat().st_size, 1)
+    assert document["seconds"] > 0
 
 
 def test_synth_writes_what_was_asked(run, tmp_path):
@@ -50,6 +54,12 @@ def test_synth_writes_what_was_asked(run, tmp_path):
     assert (ran.code, ran.out) == (0, f"{tmp_path / 'a'}\n")
     document = json.loads(run("inspect", tmp_path / "a", "--json").out)
     assert (document["vocab_size"], document["experts"]) == (64, 4)
+    document = json.loads(
+        run("synth", tmp_path / "c", *words, "--set", "num_attention_heads=8", "--seed", 3, "--json").out
+    )
+    weights = tmp_path / "c" / "model.safetensors"
+    assert (document["bytes"], document["files"], document["seed"]) == (weights.stat().st_size, 1, 3)
+    assert (document["layers"], document["experts"]) == (2, 4)
     ran = run("synth", tmp_path / "b", "--set", "no_such_key=1")
     assert ran.code == 1
     assert "no_such_key" in ran.err
@@ -101,6 +111,25 @@ def test_train_names_what_is_wrong_with_its_config(run, tmp_path):
     assert ran.err.startswith("fourfold: error: ")
     config.write_text("wieght = 1\n")
     assert "wieght" in run("train", config).err
-    ran = run("train", config, "--set", "nonsense")
-    assert ran.code == 1
-    assert "nonsense" in ran.err
+
+
+def test_train_as_a_document(run, tmp_path, monkeypatch):
+    config = tmp_path / "run.toml"
+    monkeypatch.setattr("fourfold.train.config.load_config", lambda path, changes: changes)
+
+    def trained(changes):
+        assert changes == ["optim.lr=1", "run.threads=1"]
+        return TrainResult(tmp_path, 10, 2000, 1.5, float("nan"), None, tmp_path / "export")
+
+    monkeypatch.setattr("fourfold.train.trainer.train", trained)
+    words = ("train", config, "--set", "optim.lr=1", "--threads", 1)
+    assert json.loads(run(*words, "--json").out) == {
+        "folder": str(tmp_path),
+        "export": str(tmp_path / "export"),
+        "steps": 10,
+        "tokens": 2000,
+        "seconds": 1.5,
+        "loss": None,
+        "held_out_loss": None,
+    }
+    assert run(*words).out == f"{tmp_path / 'export'}\n"

@@ -46,10 +46,31 @@ def test_no_arguments_is_wrong_usage_and_shows_the_help(run):
         (["generate", "x", "--max-tokens", "0"], "--max-tokens"),
         (["generate", "x", "--temperature", "warm"], "--temperature"),
         (["generate", "x", "--think"], "need --chat"),
+        (["generate", "x", "--temperature", "500"], "temperature is 500.0; allowed: a number from 0"),
+        (["generate", "x", "--temperature", "nan"], "temperature is nan"),
+        (["generate", "x", "--top-p", "0"], "top_p is 0.0; allowed: a number above 0"),
+        (["generate", "x", "--top-k", "-1"], "top_k is -1"),
+        (["generate", "x", "--min-p", "2"], "min_p is 2.0"),
+        (["generate", "x", "--seed", "-1"], "seed is -1"),
+        (["generate", "x", "--stop", ""], "stop holds ''"),
+        (["generate", "x", "--numerics", "rough"], "'exact', 'deployed'"),
+        (["generate", "x", "--chat", "--effort", "huge"], "'low', 'high', 'max'"),
+        (["generate", "x", "--chat", "--prompt-format", "1999"], "'preview', '0813'"),
+        (["generate", "x", "--device", "abacus"], "'abacus' is no device; allowed: cpu"),
+        (["chat", "--effort", "huge"], "'low', 'high', 'max'"),
+        (["verify", "--device", "abacus"], "'abacus' is no device"),
+        (["kernels", "--device", "abacus"], "'abacus' is no device"),
+        (["export", "a", "b", "--experts", "fp6"], "'keep', 'fp4', 'fp8', 'bf16'"),
+        (["export", "a", "b", "--linears", "fp4"], "'keep', 'fp8', 'bf16'"),
+        (["synth", "x", "--like", "huge"], "'huge' is neither one of flash, pro, flash-base, pro-base"),
+        (["synth", "x", "--layers", "0"], "--layers"),
         (["synth", "x", "--set", "novalue"], "KEY=VALUE"),
+        (["train", "x.toml", "--set", "novalue=1"], "SECTION.KEY=VALUE"),
     ],
 )
-def test_wrong_usage_is_2_and_says_where_help_is(run, words, message):
+def test_wrong_usage_is_2_before_anything_is_loaded(run, monkeypatch, words, message):
+    for name in ("fourfold.loading.resolve", "fourfold.cli.model.resolve", "fourfold.weights.export.resolve"):
+        monkeypatch.setattr(name, lambda *_: pytest.fail("a checkpoint was opened"))
     ran = run(*words)
     assert ran.code == 2
     assert ran.out == ""
@@ -67,7 +88,6 @@ def test_wrong_usage_is_2_and_says_where_help_is(run, words, message):
         ["verify", "/no/such/folder"],
         ["export", "/no/such/folder", "/tmp/never"],
         ["train", "/no/such/config.toml"],
-        ["kernels", "--device", "abacus"],
     ],
 )
 def test_failures_are_1_and_one_line(run, words):
@@ -99,7 +119,7 @@ def failing(error: BaseException):
     ],
 )
 def test_errors_have_no_traceback_without_debug(run, monkeypatch, error, text):
-    monkeypatch.setattr(module, "app", failing(error))
+    monkeypatch.setattr("fourfold.cli.app.app", failing(error))
     ran = run("kernels")
     assert ran.code == 1
     assert text in ran.err
@@ -113,7 +133,7 @@ def test_debug_after_a_double_dash_is_text():
 
 
 def test_interruption_is_130_without_a_word(run, monkeypatch):
-    monkeypatch.setattr(module, "app", failing(KeyboardInterrupt()))
+    monkeypatch.setattr("fourfold.cli.app.app", failing(KeyboardInterrupt()))
     ran = run("kernels")
     assert (ran.code, ran.err.strip()) == (130, "")
 
