@@ -15,7 +15,7 @@ from torch import Tensor
 from fourfold.config import ModelConfig
 from fourfold.errors import CheckpointError
 from fourfold.kernels.formats import FP4_GROUP, decode
-from fourfold.weights.formats import Format, encode_fp4, encode_fp8, fp4_to_fp8, scale_shape
+from fourfold.weights.formats import Format, encode_fp4, encode_fp8, encode_fp8_exactly, scale_shape
 from fourfold.weights.hub import resolve
 from fourfold.weights.layout import Entry, check_layout
 from fourfold.weights.load import read_tensor
@@ -97,15 +97,19 @@ def official_tensors(
                 yield scale_name(name), scale
 
 
-def encode(weight: Tensor, fmt: Format, name: str) -> tuple[Tensor, Tensor | None]:
-    """weight [O, I] float -> (stored weight, scale or None) in `fmt`; `name` is for the error."""
+def encode(weight: Tensor, fmt: Format, name: str, *, exactly: bool = False) -> tuple[Tensor, Tensor | None]:
+    """weight [O, I] float -> (stored weight, scale or None) in `fmt`; `name` is for the error.
+
+    exactly: refuse FP8 that would change a value.
+    """
+    if not bool(weight.isfinite().all()):
+        raise CheckpointError(f"{name}: has values that are no finite numbers, which cannot be converted")
     if fmt == "fp8":
-        return encode_fp8(weight)
+        return encode_fp8_exactly(weight, name) if exactly else encode_fp8(weight)
     if fmt == "fp4":
         if weight.shape[-1] % FP4_GROUP:
-            raise CheckpointError(
-                f"{name}: FP4 needs rows of a multiple of {FP4_GROUP}, found {weight.shape[-1]}"
-            )
+            width = weight.shape[-1]
+            raise CheckpointError(f"{name}: FP4 needs rows of a multiple of {FP4_GROUP}, found {width}")
         return encode_fp4(weight)
     return weight.to(torch.bfloat16 if fmt == "bf16" else torch.float32), None
 
@@ -164,7 +168,5 @@ class _Conversion:
         entry = self._entry
         weight = read_tensor(self._reader, entry.weight, entry)
         scale = None if entry.scale is None else read_tensor(self._reader, entry.scale, entry)
-        if entry.format == "fp4" and self._target == "fp8":
-            assert scale is not None
-            return fp4_to_fp8(weight, scale, str(entry.weight))
-        return encode(decode(weight, scale), self._target, str(entry.weight))
+        exactly = entry.format == "fp4" and self._target == "fp8"
+        return encode(decode(weight, scale), self._target, str(entry.weight), exactly=exactly)

@@ -1,4 +1,4 @@
-"""Storage formats of a weight: what a header says, float -> FP8 / FP4, and FP4 -> FP8 without loss.
+"""Storage formats of a weight: what a header says, float -> FP8 / FP4, and FP8 only without loss.
 
 FP8: e4m3, one e8m0 scale 2^ceil(log2(amax / 448)) per 128x128 block.  FP4: e2m1 in pairs, low nibble
 first, one e8m0 scale 2^ceil(log2(amax / 6)) per 32 values along I.  Rounding is to nearest, ties to even.
@@ -19,7 +19,6 @@ from fourfold.kernels.formats import (
     FP4_MAX,
     FP8_BLOCK,
     FP8_MAX,
-    decode_fp4,
     decode_fp8,
     power_of_two_scale,
 )
@@ -33,7 +32,6 @@ _SMALLEST_SCALE, _LARGEST_SCALE = 2.0**-126, 2.0**127  # e8m0's 2^-127 is subnor
 # the lower one at every other border; at the others the border is a hair below the tie.
 _E2M1_BORDERS = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
 _E2M1_BORDERS[1::2] = torch.nextafter(_E2M1_BORDERS[1::2], torch.zeros(3))
-_LOSSLESS_SPREAD = 6  # powers of two between FP4 scales that one FP8 scale can absorb
 
 
 def encode_e8m0(scale: Tensor) -> Tensor:
@@ -79,30 +77,28 @@ def encode_fp4(weight: Tensor) -> tuple[Tensor, Tensor]:
     return packed.view(torch.int8), encode_e8m0(scale)
 
 
-def fp4_to_fp8(weight: Tensor, scale: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """The same values in FP8: weight [O, I/2] int8, scale [O, I/32] -> ([O, I] e4m3, [blocks] e8m0).
+def encode_fp8_exactly(values: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """values [O, I] float32 -> FP8 as `encode_fp8`, every bit of every value kept.
 
-    Raises CheckpointError naming tensor `name` and the first block whose FP4 scales differ by more than
-    2^6; such a block would lose values.  Groups of zeros have no say, whatever their scale.
+    The values of an FP4 weight fit wherever its scales are powers of two that do not lie too far apart
+    inside a 128x128 block.  Raises CheckpointError naming tensor `name` and the first block that would
+    change.
     """
-    values = decode_fp4(weight, scale)
-    exponent = torch.frexp(scale.to(torch.float32)).exponent.to(torch.float32)
-    used = _split(values, -1, FP4_GROUP).ne(0).any(-1)
-    high = _scale_blocks(exponent.where(used, -torch.inf), -torch.inf).amax((-3, -1))
-    low = _scale_blocks(exponent.where(used, torch.inf), torch.inf).amin((-3, -1))
-    wide = (high - low > _LOSSLESS_SPREAD).nonzero()
-    if len(wide):
-        row, column = wide[0].tolist()
-        rows, columns = (f"{FP8_BLOCK * i}-{FP8_BLOCK * (i + 1) - 1}" for i in (row, column))
-        spread = int((high - low)[row, column].item())
+    weight, scale = encode_fp8(values)
+    decoded = decode_fp8(weight, scale)
+    changed = decoded.view(torch.int32) != values.view(torch.int32)
+    blocks = _in_blocks(changed.to(torch.uint8)).amax((-3, -1)).nonzero()
+    if len(blocks):
+        row, column = (FP8_BLOCK * i for i in blocks[0].tolist())
+        block = slice(row, row + FP8_BLOCK), slice(column, column + FP8_BLOCK)
+        rows, columns = values[block].shape
+        before, after = (x[block][changed[block]][0].item() for x in (values, decoded))
         raise CheckpointError(
-            f"{name}: FP4 cannot become FP8 without loss in {len(wide)} of its 128x128 blocks, first rows "
-            f"{rows}, columns {columns}: the FP4 scales there differ by 2^{spread}; allowed: at most "
-            f"2^{_LOSSLESS_SPREAD}. Keep the experts in fp4 or export them as bf16"
+            f"{name}: cannot become FP8 without loss in {len(blocks)} of its 128x128 blocks, first rows "
+            f"{row}-{row + rows - 1}, columns {column}-{column + columns - 1}, where {before:g} would become "
+            f"{after:g}. Keep the experts in fp4 or export them as bf16"
         )
-    encoded, block_scale = encode_fp8(values)
-    assert torch.equal(decode_fp8(encoded, block_scale), values), name
-    return encoded, block_scale
+    return weight, scale
 
 
 def _scale(amax: Tensor, limit: float) -> Tensor:
@@ -121,10 +117,3 @@ def _in_blocks(x: Tensor) -> Tensor:
     if rows % FP8_BLOCK or columns % FP8_BLOCK:
         x = pad(x, (0, -columns % FP8_BLOCK, 0, -rows % FP8_BLOCK))
     return _split(_split(x, -2, FP8_BLOCK), -1, FP8_BLOCK)
-
-
-def _scale_blocks(x: Tensor, fill: float) -> Tensor:
-    """FP4 scales [O, I/32] -> [ceil(O/128), 128, ceil(I/128), 4]: those inside each FP8 block."""
-    per_block = FP8_BLOCK // FP4_GROUP
-    x = pad(x, (0, -x.shape[1] % per_block, 0, -x.shape[0] % FP8_BLOCK), value=fill)
-    return _split(_split(x, -2, FP8_BLOCK), -1, per_block)

@@ -101,10 +101,38 @@ def test_fp4_that_fp8_cannot_hold_is_refused_and_nothing_is_left(tmp_path: Path)
         tensors[name] = (dtype, shape, data[:100] + bytes([data[100] - 40]) + data[101:])
 
     source = rewritten(GOLDEN, tmp_path / "wide", widen)
-    with pytest.raises(CheckpointError, match=r"experts\.3\.w1\.weight: FP4 .*rows 0-127, columns 128-255"):
+    with pytest.raises(
+        CheckpointError, match=r"experts\.3\.w1\.weight: cannot .*rows 0-127, columns 128-255"
+    ):
         export_checkpoint(source, tmp_path / "out", experts="fp8", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["wide"]
     export_checkpoint(source, tmp_path / "out", experts="bf16", progress=False)
+
+
+def test_fp4_with_float32_scales_is_refused_where_they_are_no_powers_of_two(tmp_path: Path):
+    def scaled(value: float):
+        def change(tensors: Raw) -> None:
+            scales = torch.full((128, 8), value)
+            tensors["layers.2.ffn.experts.3.w1.scale"] = ("F32", [128, 8], scales.numpy().tobytes())
+
+        return change
+
+    odd = rewritten(GOLDEN, tmp_path / "odd", scaled(0.3))
+    with pytest.raises(CheckpointError, match=r"experts\.3\.w1\.weight: cannot become FP8 without loss"):
+        export_checkpoint(odd, tmp_path / "out", experts="fp8", progress=False)
+    even = rewritten(GOLDEN, tmp_path / "even", scaled(0.25))
+    export_checkpoint(even, tmp_path / "out", experts="fp8", progress=False)
+
+
+def test_values_that_are_no_numbers_are_not_converted(tmp_path: Path):
+    def spoil(tensors: Raw) -> None:
+        name = "layers.1.attn.wkv.weight"
+        dtype, shape, data = tensors[name]
+        tensors[name] = (dtype, shape, b"\x7f" + data[1:])  # e4m3's NaN
+
+    source = rewritten(GOLDEN, tmp_path / "spoilt", spoil)
+    with pytest.raises(CheckpointError, match=r"layers\.1\.attn\.wkv\.weight: has values that are no finite"):
+        export_checkpoint(source, tmp_path / "out", linears="bf16", progress=False)
 
 
 def test_destination_must_be_free_or_overwriting_allowed(tmp_path: Path):

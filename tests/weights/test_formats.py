@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from fourfold.errors import CheckpointError
 from fourfold.kernels.formats import E2M1_VALUES, decode_fp4, decode_fp8, round_fp4
-from fourfold.weights.formats import encode_e8m0, encode_fp4, encode_fp8, fp4_to_fp8, is_e8m0, scale_shape
+from fourfold.weights.formats import (
+    encode_e8m0,
+    encode_fp4,
+    encode_fp8,
+    encode_fp8_exactly,
+    is_e8m0,
+    scale_shape,
+)
 
 E2M1 = torch.tensor([*E2M1_VALUES, *(-v for v in E2M1_VALUES)])
 E4M3 = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
@@ -96,19 +103,49 @@ def packed(scale_powers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return codes, encode_e8m0(torch.exp2(scale_powers.float()))
 
 
-@pytest.mark.parametrize("spread", range(7))
-def test_fp4_becomes_fp8_without_loss_up_to_a_spread_of_2_to_the_6(spread):
-    generator = torch.Generator().manual_seed(spread)
-    weight, scale = packed(torch.randint(-9, -8 + spread, (200, 6), generator=generator))
-    assert torch.equal(decode_fp8(*fp4_to_fp8(weight, scale, "w")), decode_fp4(weight, scale))
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 20), st.integers(-110, 100), st.integers(0, 999))
+def test_fp8_without_loss_exactly_where_some_scale_allows_it(spread, least, seed):
+    generator = torch.Generator().manual_seed(seed)
+    powers = torch.randint(least, least + spread + 1, (3, 4), generator=generator)
+    codes = torch.randint(-128, 128, (3, 64), generator=generator).to(torch.int8)
+    values = decode_fp4(codes, encode_e8m0(torch.exp2(powers.float())))
+    scales = [2.0**power for power in range(-126, 128)]
+    some = any(torch.equal((values / s).to(torch.float8_e4m3fn).float() * s, values) for s in scales)
+    try:
+        decoded = decode_fp8(*encode_fp8_exactly(values, "w"))
+    except CheckpointError:
+        assert not some
+    else:
+        assert torch.equal(decoded.view(torch.int32), values.view(torch.int32))  # the signs of zeros too
 
 
-def test_a_spread_of_2_to_the_7_is_refused_with_tensor_and_block():
+@pytest.mark.parametrize("spread", range(15))
+def test_fp4_scales_that_differ_by_up_to_2_to_the_14_fit_one_fp8_scale(spread):
     powers = torch.zeros(300, 12)
-    powers[256, 4] = 7
-    message = r"^x\.w1\.weight: .* in 1 of its .* first rows 256-383, columns 128-255: .* 2\^7; allowed"
+    powers[256, 4] = spread
+    values = decode_fp4(*packed(powers))
+    assert torch.equal(decode_fp8(*encode_fp8_exactly(values, "w")), values)
+
+
+def test_what_fp8_cannot_hold_is_refused_with_tensor_and_block():
+    powers = torch.zeros(300, 12)
+    powers[256, 4] = 15
+    message = (
+        r"^x\.w1\.weight: .* in 1 of its 128x128 blocks, first rows 256-299, columns 128-255, where 0.5 would"
+        r" become 0\. Keep"
+    )
     with pytest.raises(CheckpointError, match=message):
-        fp4_to_fp8(*packed(powers), "x.w1.weight")
+        encode_fp8_exactly(decode_fp4(*packed(powers)), "x.w1.weight")
+
+
+def test_fp4_scales_that_are_no_powers_of_two_are_refused_by_name():
+    codes, _ = packed(torch.zeros(4, 4))
+    values = decode_fp4(codes, torch.full((4, 4), 0.3))
+    with pytest.raises(
+        CheckpointError, match=r"^w: cannot become FP8 without loss .* rows 0-3, columns 0-127"
+    ):
+        encode_fp8_exactly(values, "w")
 
 
 def test_groups_of_zeros_do_not_stand_in_the_way():
@@ -116,4 +153,5 @@ def test_groups_of_zeros_do_not_stand_in_the_way():
     powers[1, 2] = -100
     weight, scale = packed(powers)
     weight[1, 32:48] = 0
-    assert torch.equal(decode_fp8(*fp4_to_fp8(weight, scale, "w")), decode_fp4(weight, scale))
+    values = decode_fp4(weight, scale)
+    assert torch.equal(decode_fp8(*encode_fp8_exactly(values, "w")), values)
