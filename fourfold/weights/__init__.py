@@ -1,7 +1,7 @@
 """Checkpoints: names, number formats, reading, writing, making and inspecting them.
 
 names.py        which tensors a model has, and the official name <-> parameter table
-formats.py      float -> FP8 / FP4 storage, and FP4 -> FP8 without loss
+formats.py      float -> FP8 / FP4 storage, rounded or without loss
 shards.py       the safetensors file format: headers checked, tensors read and written as a stream
 layout.py       a checkpoint folder checked against its config.json, from headers only
 load.py         validated checkpoint -> stored tensors, experts stacked

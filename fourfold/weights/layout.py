@@ -52,7 +52,11 @@ class Entry:
 
 def check_layout(folder: Path, config: ModelConfig) -> dict[str, Entry]:
     """Every weight of the model by official name, in the order of the layers.  Raises CheckpointError."""
-    stored = find_tensors(folder)
+    return check_tensors(folder, find_tensors(folder), config)
+
+
+def check_tensors(folder: Path, stored: dict[str, Stored], config: ModelConfig) -> dict[str, Entry]:
+    """The same of tensors by canonical name that are in `folder`, or shall be written there."""
     spec = checkpoint_spec(config)
     _check_missing(folder, config, [name for name in spec if name not in stored])
     entries = {name: _check_weight(stored, name, spec[name], config) for name in spec}

@@ -56,9 +56,8 @@ def read_checkpoint(
     with Reader() as reader, byte_progress("loading", total, show=progress) as advance:
         for item in items:
             if item.expert is None:
-                tensor = reader.copy(
-                    item.stored, torch.empty(item.shape, dtype=item.dtype, device=device), advance
-                )
+                empty = torch.empty(item.shape, dtype=item.dtype, device=device)
+                tensor = reader.copy(item.stored, empty, advance)
                 _check_values(item, tensor, config)
                 yield item.parameter, _in_memory(item, tensor)
                 continue
@@ -109,11 +108,10 @@ def _check_values(item: _Item, tensor: Tensor, config: ModelConfig) -> None:
             raise CheckpointError(
                 f"{item.stored}: has scales that are not numbers above 0. Download it again"
             )
-    if item.parameter.endswith(".tid2eid") and not bool(
-        ((tensor >= 0) & (tensor < config.n_routed_experts)).all()
-    ):
-        allowed = f"0 to {config.n_routed_experts - 1}"
-        raise CheckpointError(f"{item.stored}: has expert numbers out of range; allowed: {allowed}")
+    if item.parameter.endswith(".tid2eid"):
+        most = config.n_routed_experts - 1
+        if bool(((tensor < 0) | (tensor > most)).any()):
+            raise CheckpointError(f"{item.stored}: has expert numbers out of range; allowed: 0 to {most}")
 
 
 def _in_memory(item: _Item, tensor: Tensor) -> Tensor:

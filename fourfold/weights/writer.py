@@ -21,14 +21,15 @@ from torch import Tensor
 from fourfold.config import ModelConfig
 from fourfold.config_keys import QUANTIZATION
 from fourfold.errors import CheckpointError
-from fourfold.weights.layout import INDEX, SINGLE, check_layout
+from fourfold.weights.layout import INDEX, SINGLE, check_layout, check_tensors
 from fourfold.weights.progress import byte_progress
-from fourfold.weights.shards import HEADER_DTYPES, Pending, write_file
+from fourfold.weights.shards import HEADER_DTYPES, Pending, Stored, write_file
 
 SHARD_SIZE = 5_000_000_000
 """Bytes of tensors a shard holds at most, unless one tensor is larger."""
 SIDE_FILES = ("generation_config.json", "tokenizer*.json", "special_tokens_map.json", "LICENSE*")
 """Files that go along with the weights, as glob patterns."""
+_OURS = ("config.json", SINGLE, INDEX, "model-*-of-*.safetensors", *SIDE_FILES)
 
 
 def write_checkpoint(
@@ -51,11 +52,8 @@ def write_checkpoint(
         if tensor.dtype not in HEADER_DTYPES:
             allowed = ", ".join(str(dtype) for dtype in HEADER_DTYPES)
             raise CheckpointError(f"{name}: {tensor.dtype} cannot be stored; allowed: {allowed}")
-        pending.append(
-            Pending(
-                name, HEADER_DTYPES[tensor.dtype], tuple(tensor.shape), functools.partial(_itself, tensor)
-            )
-        )
+        load = functools.partial(_itself, tensor)
+        pending.append(Pending(name, HEADER_DTYPES[tensor.dtype], tuple(tensor.shape), load))
     sides = side_files(Path(side_files_from)) if side_files_from is not None else []
     return write_folder(
         Path(dst), config, pending, sides, shard_size=shard_size, progress=progress, overwrite=overwrite
@@ -74,13 +72,18 @@ def write_folder(
 ) -> Path:
     """Write `pending`, in the order of the layers, and `sides` as the checkpoint folder `dst`; returns it.
 
-    config.json is `config` with expert_dtype and quantization_config as the tensors say.
+    config.json is `config` with expert_dtype and quantization_config as the tensors say.  overwrite: a
+    folder that holds nothing but what this writes may be replaced.  Raises CheckpointError, before the first
+    byte is written for all that names, shapes and types tell.
     """
     if shard_size < 1:
         raise CheckpointError(f"shard_size is {shard_size}; allowed: 1 byte or more")
     total = sum(tensor.nbytes for tensor in pending)
+    data = _config_json(config, pending)
+    planned = {t.name: Stored(t.name, dst, t.dtype, t.shape, 0, t.nbytes) for t in pending}
+    check_tensors(dst, planned, ModelConfig.from_json(data))
     with _appearing(dst, total, overwrite) as folder:
-        _write_json(folder / "config.json", _config_json(config, pending))
+        _write_json(folder / "config.json", data)
         for file in sides:
             shutil.copyfile(file, folder / file.name)
         shards = list(_shards(pending, shard_size))
@@ -137,28 +140,52 @@ def _write_json(file: Path, data: dict[str, Any]) -> None:
 @contextmanager
 def _appearing(dst: Path, total: int, overwrite: bool) -> Iterator[Path]:
     """A folder to write into, which becomes `dst` if the body succeeds and is removed if not."""
-    if dst.exists() and not dst.is_dir():
-        raise CheckpointError(f"{dst}: is a file; give a folder")
-    if dst.exists() and any(dst.iterdir()) and not overwrite:
-        raise CheckpointError(f"{dst}: exists and is not empty; give another folder or allow overwriting")
-    temporary = dst.parent / f".{dst.name}.partial-{os.getpid()}"
     try:
+        dst = dst.resolve()  # a link stays one, and "." has a name
+        _check_replaceable(dst, overwrite)
         dst.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(dst.parent).free
         if free < total:
             raise CheckpointError(f"{dst}: needs {total / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
+        temporary = dst.parent / f".{dst.name}.partial-{os.getpid()}"
         temporary.mkdir()
-        yield temporary
-        _move(temporary, dst)
+        try:
+            yield temporary
+            _check_replaceable(dst, overwrite)  # again: writing may have taken an hour
+            _move(temporary, dst)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise CheckpointError(f"{dst}: cannot be written ({error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_replaceable(dst: Path, overwrite: bool) -> None:
+    """Nothing is lost by replacing `dst`: it is not there, or empty, or may be overwritten and holds nothing
+    but what we write.
+    """
+    if not dst.exists():
+        return
+    if not dst.is_dir():
+        raise CheckpointError(f"{dst}: is a file; give a folder")
+    found = sorted(dst.iterdir())
+    if found and not overwrite:
+        raise CheckpointError(f"{dst}: exists and is not empty; give another folder or allow overwriting")
+    for path in found:
+        if not path.is_file() or not any(path.match(pattern) for pattern in _OURS):
+            raise CheckpointError(
+                f"{dst}: holds {path.name}, which would be lost, as it is no file of a checkpoint; move it "
+                "away or give another folder"
+            )
 
 
 def _move(temporary: Path, dst: Path) -> None:
     old = dst.parent / f".{dst.name}.old-{os.getpid()}"
     if dst.exists():
         dst.rename(old)
-    temporary.rename(dst)
+    try:
+        temporary.rename(dst)
+    except OSError:
+        if old.exists():
+            old.rename(dst)
+        raise
     shutil.rmtree(old, ignore_errors=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from safetensors.torch import load_file
 from fourfold.config import ModelConfig
 from fourfold.errors import CheckpointError
 from fourfold.kernels.formats import decode
+from fourfold.weights import writer
 from fourfold.weights.export import export_checkpoint, official_tensors
 from fourfold.weights.load import read_checkpoint
 from fourfold.weights.names import scale_name
+from fourfold.weights.shards import write_file
 from fourfold.weights.writer import write_checkpoint
 from tests.weights.raw import GOLDEN, Raw, read_folder, read_raw, rewritten, same_bits
 
@@ -138,8 +141,8 @@ def test_values_that_are_no_numbers_are_not_converted(tmp_path: Path):
 def test_destination_must_be_free_or_overwriting_allowed(tmp_path: Path):
     target = tmp_path / "out"
     target.mkdir()
-    (target / "precious").write_text("text")
-    with pytest.raises(CheckpointError, match="is not empty"):
+    export_checkpoint(GOLDEN, target, progress=False)
+    with pytest.raises(CheckpointError, match="out: exists and is not empty; give another folder or allow"):
         export_checkpoint(GOLDEN, target, progress=False)
     export_checkpoint(GOLDEN, target, progress=False, overwrite=True)
     assert sorted(path.name for path in target.iterdir()) == ["config.json", "model.safetensors"]
@@ -149,6 +152,62 @@ def test_destination_must_be_free_or_overwriting_allowed(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="is a file"):
         export_checkpoint(GOLDEN, tmp_path / "file", progress=False, overwrite=True)
+
+
+@pytest.mark.parametrize("foreign", ["README.md", "expected.safetensors", ".git/", "tokenizer.json/"])
+def test_overwriting_replaces_nothing_but_checkpoints(tmp_path: Path, foreign):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "config.json").write_text("{}")
+    path = target / foreign
+    if foreign.endswith("/"):
+        path.mkdir()
+    else:
+        path.write_text("text")
+    with pytest.raises(CheckpointError, match=f"out: holds {path.name}, which would be lost"):
+        export_checkpoint(GOLDEN, target, progress=False, overwrite=True)
+    assert {file.name for file in target.iterdir()} == {"config.json", path.name}
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_file_that_appears_while_it_is_written_is_not_lost(tmp_path: Path, monkeypatch):
+    target = export_checkpoint(GOLDEN, tmp_path / "out", progress=False)
+
+    def write_and_meddle(*arguments: Any) -> list[str]:
+        (target / "notes.txt").write_text("text")
+        return write_file(*arguments)
+
+    monkeypatch.setattr(writer, "write_file", write_and_meddle)
+    with pytest.raises(CheckpointError, match=r"holds notes\.txt"):
+        export_checkpoint(GOLDEN, target, experts="fp8", progress=False, overwrite=True)
+    assert (target / "notes.txt").read_text() == "text"
+    assert ModelConfig.from_file(target) == CONFIG
+
+
+def test_a_link_to_the_folder_stays_one(tmp_path: Path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real", target_is_directory=True)
+    export_checkpoint(GOLDEN, tmp_path / "link", progress=False, overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert ModelConfig.from_file(tmp_path / "real") == CONFIG
+    assert {path.name for path in tmp_path.iterdir()} == {"real", "link"}
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError("disk is full"), MemoryError])
+def test_an_export_that_is_stopped_leaves_what_was_there(tmp_path: Path, monkeypatch, stop):
+    target = export_checkpoint(GOLDEN, tmp_path / "out", progress=False)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+
+    def write_half(file: Path, *_: object) -> list[str]:
+        file.write_bytes(b"half")
+        raise stop
+
+    monkeypatch.setattr(writer, "write_file", write_half)
+    for folder in (target, tmp_path / "new"):
+        with pytest.raises((KeyboardInterrupt, MemoryError, CheckpointError)):
+            export_checkpoint(GOLDEN, folder, progress=False, overwrite=True)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_tokenizer_and_licence_come_along(tiny_folder: Path, tmp_path: Path):

@@ -39,10 +39,8 @@ def test_older_spellings(stored, official):
 def test_experts_are_rows_of_one_parameter():
     assert parameter_of("layers.3.ffn.experts.7.w1.weight") == ("layers.3.ffn.experts.w1.weight", 7)
     assert parameter_of("model.mtp.0.ffn.experts.11.w2.scale") == ("mtp.0.ffn.experts.w2.scale", 11)
-    assert parameter_of("layers.3.ffn.shared_experts.w1.weight") == (
-        "layers.3.ffn.shared_experts.w1.weight",
-        None,
-    )
+    shared = "layers.3.ffn.shared_experts.w1.weight"
+    assert parameter_of(shared) == (shared, None)
     for name in checkpoint_spec(ModelConfig.from_file(GOLDEN)):
         assert tensor_name(*parameter_of(name)) == name
 
