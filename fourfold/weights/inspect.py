@@ -20,10 +20,11 @@ from fourfold.weights.names import Kind, checkpoint_spec
 KV_LENGTHS = {"1k": 1 << 10, "128k": 1 << 17, "1M": 1 << 20}
 """Contexts, in tokens, for which the size of the KV cache is reported."""
 
-_BYTES = {"fp4": 0.5, "fp8": 1.0, "bf16": 2.0, "f32": 4.0, "int": 8.0}
+_BYTES: dict[Format, float] = {"fp4": 0.5, "fp8": 1.0, "bf16": 2.0, "f32": 4.0, "int": 8.0}
 _PUBLISHED: dict[Kind, Format] = {
     "expert": "fp4", "linear": "fp8", "bf16": "bf16", "f32": "f32", "int": "int",
 }  # fmt: skip
+_NOT_STATED = "not stated (counted as fp4)"
 _KV_FP8_GROUP = 64  # non-RoPE dims of a stored entry that share a one-byte scale
 
 
@@ -31,7 +32,8 @@ _KV_FP8_GROUP = 64  # non-RoPE dims of a stored entry that share a one-byte scal
 class CheckpointReport:
     """What `inspect_checkpoint` found.
 
-    has_weights: False if only a config.json was there; formats are then the published ones.
+    has_weights: False if only a config.json was there; formats are then the published ones, and experts
+    whose format it does not state are counted as FP4 under a name of their own.
     layers: main layers by kind ("swa", "csa", "hca").  hash_layers: those routed by token id.
     parameters_total: of the main model with embedding and head; parameters_active: those that take part in
     a token, without the embedding it looks up; parameters_mtp: of the MTP blocks, in neither.
@@ -73,7 +75,7 @@ class _Weight:
     name: str
     kind: Kind
     shape: tuple[int, ...]
-    format: Format
+    format: str
     weight_bytes: int
     scale_bytes: int
 
@@ -124,16 +126,15 @@ def _stored(folder: Path, config: ModelConfig) -> tuple[list[_Weight], int]:
 
 def _expected(config: ModelConfig) -> list[_Weight]:
     """The weights that a published checkpoint of this config would have."""
-    formats = dict(_PUBLISHED)
-    for fmt in _BYTES:
-        if fmt == config.expert_dtype:
-            formats["expert"] = fmt  # type: ignore[assignment]
+    stated: dict[str | None, Format] = {fmt: fmt for fmt in _BYTES}
+    formats = _PUBLISHED | {"expert": stated.get(config.expert_dtype, _PUBLISHED["expert"])}
     weights = []
     for name, spec in checkpoint_spec(config).items():
         fmt = formats[spec.kind]
         scale = math.prod(scale_shape(spec.shape, fmt) or (0,))
         size = int(math.prod(spec.shape) * _BYTES[fmt])
-        weights.append(_Weight(name, spec.kind, spec.shape, fmt, size, scale))
+        label = _NOT_STATED if spec.kind == "expert" and config.expert_dtype is None else fmt
+        weights.append(_Weight(name, spec.kind, spec.shape, label, size, scale))
     return weights
 
 

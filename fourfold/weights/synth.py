@@ -6,10 +6,11 @@ hash tables name distinct experts.  A tensor depends on the seed and its name al
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from statistics import NormalDist
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor
 
 from fourfold.config import ModelConfig
+from fourfold.config_values import require
 from fourfold.errors import ConfigError
-from fourfold.kernels.formats import E2M1_VALUES
+from fourfold.kernels.formats import E2M1_VALUES, FP4_GROUP
 from fourfold.weights.formats import E8M0_BIAS, Format, scale_shape
 from fourfold.weights.names import TensorSpec, checkpoint_spec, scale_name
 from fourfold.weights.shards import Pending
@@ -31,9 +33,8 @@ from fourfold.weights.writer import SHARD_SIZE, write_folder
 PRESETS = ("flash", "pro", "flash-base", "pro-base")
 
 _CHUNK = 1 << 24  # values drawn at a time: an embedding in float32 would not fit where its bf16 does
-_FP8_DEVIATION = (
-    150.0  # of the codes, at most: the outermost of 256 quantiles, 2.9 deviations, stays below 448
-)
+# Of the FP8 codes, at most: the outermost of 256 quantiles, 2.9 deviations, stays below 448.
+_FP8_DEVIATION = 150.0
 # Mean, and standard deviation where it does not follow from the width, by the end of the name.
 _STATISTICS = {
     "norm.weight": (1.0, 0.1),
@@ -94,37 +95,45 @@ def reduced(
     Few layers keep the first ones' pattern, from the first place where all compressed kinds occur, and at
     most half of them are routed by token id.
     """
-    data = config.to_json()
+    overrides = dict(overrides or {})
+    changes: dict[str, Any] = {}
     if layers is not None:
-        ratios, extra = list(config.layer_ratios), list(config.mtp_ratios)
-        if not 1 <= layers <= len(ratios):
-            raise ConfigError(f"layers is {layers}; allowed: 1 to {len(ratios)}, those of the model")
-        data["num_hidden_layers"] = layers
-        data["compress_ratios"] = [*_window_of_all_kinds(ratios, layers), *extra]
-        data["num_hash_layers"] = min(sum(config.hash_layers), layers // 2)
+        most = config.num_hidden_layers
+        require(1 <= layers <= most, "layers", layers, f"1 to {most}, those of the model")
+        window = _window_of_all_kinds(config.layer_kinds, layers)
+        hashed = min(sum(config.hash_layers), layers // 2)
+        changes |= {
+            "num_hidden_layers": layers,
+            "layer_kinds": config.layer_kinds[window],
+            "layer_ratios": config.layer_ratios[window],
+            "hash_layers": tuple(i < hashed for i in range(layers)),
+        }
     if experts is not None:
-        data["n_routed_experts"] = experts
-        data["num_experts_per_tok"] = min(config.num_experts_per_tok, experts)
+        chosen = min(config.num_experts_per_tok, experts)
+        changes |= {"n_routed_experts": experts, "num_experts_per_tok": chosen}
     if hidden is not None:
-        data["hidden_size"] = hidden
-    return ModelConfig.from_json(data | dict(overrides or {}))
+        changes["hidden_size"] = hidden
+    if overrides.get("num_nextn_predict_layers") == 0:
+        changes |= {"num_nextn_predict_layers": 0, "mtp_kinds": (), "mtp_ratios": ()}
+    return ModelConfig.from_json(dataclasses.replace(config, **changes).to_json() | overrides)
 
 
-def _window_of_all_kinds(ratios: Sequence[int], layers: int) -> list[int]:
-    wanted = set(ratios) - {0}
-    for start in range(len(ratios) - layers + 1):
-        window = ratios[start : start + layers]
-        if wanted <= set(window):
-            return list(window)
-    return list(ratios[:layers])  # too few for all kinds
+def _window_of_all_kinds(kinds: Sequence[str], layers: int) -> slice:
+    wanted = set(kinds) - {"swa"}
+    for start in range(len(kinds) - layers + 1):
+        if wanted <= set(kinds[start : start + layers]):
+            return slice(start, start + layers)
+    return slice(layers)  # too few for all kinds
 
 
 def _tensors(config: ModelConfig, seed: int) -> Iterator[Pending]:
-    expert_format: Format = "fp8" if config.expert_dtype == "fp8" else "fp4"
-    if config.expert_dtype not in (None, "fp4", "fp8"):
-        raise ConfigError(
-            f"expert_dtype is {config.expert_dtype!r}; allowed for a random checkpoint: fp4, fp8"
-        )
+    stored = config.expert_dtype
+    require(stored in (None, "fp4", "fp8"), "expert_dtype", stored, "fp4, fp8 for a random checkpoint")
+    expert_format: Format = "fp8" if stored == "fp8" else "fp4"
+    if expert_format == "fp4":
+        for key in ("hidden_size", "moe_intermediate_size"):
+            width = getattr(config, key)
+            require(width % FP4_GROUP == 0, key, width, f"multiples of {FP4_GROUP}, which FP4 experts need")
     for name, spec in checkpoint_spec(config).items():
         if spec.kind in ("expert", "linear"):
             yield from _packed(name, spec.shape, expert_format if spec.kind == "expert" else "fp8", seed)
@@ -167,20 +176,17 @@ def _packed(name: str, shape: tuple[int, ...], fmt: Format, seed: int) -> Iterat
     deviation = 1 / math.sqrt(shape[-1])
     if fmt == "fp4":
         # The sixteen codes, equally often, are close to a normal distribution cut at two deviations.
-        codes: Callable[[], Tensor] = functools.partial(
-            _codes, name, (*shape[:-1], shape[-1] // 2), None, seed
-        )
+        pairs = (*shape[:-1], shape[-1] // 2)
         rms = math.sqrt(sum(value**2 for value in E2M1_VALUES) / len(E2M1_VALUES))
-        yield Pending(name, "I8", (*shape[:-1], shape[-1] // 2), codes)
+        yield Pending(name, "I8", pairs, functools.partial(_codes, name, pairs, None, seed))
     else:
         # One scale for the matrix, and codes whose deviation makes up for its being a power of two.
         power = 2.0 ** math.ceil(math.log2(deviation / _FP8_DEVIATION))
         table = _fp8_table(deviation / power)
         rms = deviation / power
         yield Pending(name, "F8_E4M3", shape, functools.partial(_codes, name, shape, table, seed))
-    yield Pending(
-        scale_name(name), "F8_E8M0", scales, functools.partial(_scales, name, scales, deviation / rms, seed)
-    )
+    load = functools.partial(_scales, name, scales, deviation / rms, seed)
+    yield Pending(scale_name(name), "F8_E8M0", scales, load)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fourfold.config import ModelConfig
-from fourfold.errors import CheckpointError
+from fourfold.errors import CheckpointError, ConfigError
 from fourfold.weights.inspect import inspect_checkpoint, kv_bytes
 from tests.weights.raw import GOLDEN, read_raw, rewritten
 
@@ -53,6 +53,25 @@ def test_headers_and_config_agree_on_a_published_layout(tmp_path: Path):
     assert json.loads(json.dumps(stored_json)) == stored_json
 
 
+def test_experts_whose_format_config_json_does_not_state(tmp_path: Path):
+    config = json.loads((GOLDEN / "config.json").read_text())
+    del config["expert_dtype"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found, stated = inspect_checkpoint(tmp_path), inspect_checkpoint(GOLDEN)
+    assert found.expert_format == "not stated (counted as fp4)"
+    assert found.bytes_by_format[found.expert_format] == stated.bytes_by_format["fp4"]
+    assert found.bytes_total == stated.bytes_total
+    (tmp_path / "model.safetensors").write_bytes((GOLDEN / "model.safetensors").read_bytes())
+    assert inspect_checkpoint(tmp_path).expert_format == "fp4"
+
+
+def test_a_config_beyond_reason_is_refused_at_once(tmp_path: Path):
+    config = json.loads((GOLDEN / "config.json").read_text()) | {"n_routed_experts": 10**12}
+    (tmp_path / "evil.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"evil\.json: n_routed_experts is 1000000000000; allowed: 1 to"):
+        inspect_checkpoint(tmp_path / "evil.json")
+
+
 def test_kv_cache_by_hand():
     with resources.as_file(CONFIGS / "flash.json") as file:
         config = ModelConfig.from_file(file)
@@ -67,9 +86,8 @@ def test_kv_cache_by_hand():
 
 
 def test_the_kv_cache_is_as_small_as_the_report_says():
-    v3 = 61 * (
-        656 + 132
-    )  # V3.2: bytes a token in its FP8 layout, 512 + 4 scales of 4 + 64 bf16, and index keys
+    # V3.2: bytes a token in its FP8 layout, 512 + 4 scales of 4 + 64 bf16, and index keys.
+    v3 = 61 * (656 + 132)
     for name, share in (("flash", 0.07), ("pro", 0.10)):
         per_token = report(name).kv_bytes["published"]["1M"] / (1 << 20)
         assert per_token / v3 == pytest.approx(share, abs=0.006)

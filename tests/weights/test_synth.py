@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -91,3 +93,31 @@ def test_a_config_of_ones_own(tiny_folder: Path, tmp_path: Path):
     config = synthesise(tmp_path / "again", like=str(tiny_folder / "config.json"), progress=False)
     assert config == ModelConfig.from_file(tiny_folder)
     assert read_folder(tmp_path / "again") == read_folder(tiny_folder)
+
+
+def test_fewer_layers_of_a_config_with_rates_of_its_own(tmp_path: Path):
+    kinds = ("swa", "hca", "swa", "csa", "hca", "csa")
+    rates = {"swa": 0, "csa": 2, "hca": 16}
+    full = dataclasses.replace(
+        reduced(preset("flash"), layers=6),
+        layer_kinds=kinds,
+        layer_ratios=tuple(rates[kind] for kind in kinds),
+        hash_layers=(False, True, False, True, False, False),
+    )
+    (tmp_path / "config.json").write_text(json.dumps(full.to_json()))
+    config = reduced(preset(str(tmp_path / "config.json")), layers=3)
+    assert config.layer_kinds == ("hca", "swa", "csa")
+    assert config.layer_ratios == (16, 0, 2)
+    assert config.hash_layers == (True, False, False)
+
+
+def test_without_the_mtp_block():
+    config = reduced(preset("flash"), layers=4, overrides={"num_nextn_predict_layers": 0})
+    assert (config.num_nextn_predict_layers, config.mtp_kinds) == (0, ())
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "moe_intermediate_size"])
+def test_widths_that_fp4_cannot_hold_are_refused_before_anything_is_written(tmp_path: Path, key):
+    with pytest.raises(ConfigError, match=f"{key} is 100; allowed: multiples of 32, which FP4 experts need"):
+        small(tmp_path / "model", overrides=SMALL | {key: 100})
+    assert not list(tmp_path.iterdir())
