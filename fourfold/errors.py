@@ -20,7 +20,7 @@ class CheckpointError(FourfoldError):
 
 
 class KernelError(FourfoldError):
-    """An operation that no kernel of this device can run, or arguments that a kernel refuses."""
+    """An operation that no kernel of this device can run, or a setting of the kernels that is not allowed."""
 
 
 class RequestError(FourfoldError):

@@ -47,6 +47,12 @@ def _threads() -> int:
 native, _reason = _load()
 
 
+def use_threads(count: int) -> None:
+    """Share products among `count` threads, unless FOURFOLD_THREADS says otherwise."""
+    if native is not None and not os.environ.get("FOURFOLD_THREADS"):
+        native.set_threads(count)
+
+
 def available() -> bool:
     """True where the extension is built and usable."""
     return native is not None

@@ -23,11 +23,13 @@ _experts = native.experts
 
 _PACKED = frozenset({torch.int8, torch.float8_e4m3fn})
 _FLOATS = frozenset({torch.float32, torch.bfloat16})
+_TOKENS = 1024
 
 
-def _covers(x: Tensor, weight: Tensor) -> bool:
+def _covers(x: Tensor, weight: Tensor, scale: Tensor) -> bool:
     return (
         weight.dtype in _PACKED
+        and (weight.dtype != torch.int8 or scale.dtype == torch.float8_e8m0fnu)
         and x.dtype in _FLOATS
         and weight.is_contiguous()
         and not (x.requires_grad and torch.is_grad_enabled())
@@ -41,7 +43,7 @@ def _prepared(x: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
-    if scale is None or not _covers(x, weight):
+    if scale is None or not _covers(x, weight, scale):
         return reference.linear(x, weight, scale)
     y = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=torch.float32)
     _linear(_prepared(x), weight, scale, y)
@@ -51,7 +53,7 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
 def grouped_linear(x: Tensor, weight: Tensor, scale: Tensor | None, groups: int) -> Tensor:
     rows = weight.shape[0] // groups
     # FP8 groups that are no whole number of blocks share scales with their neighbours.
-    if scale is None or not _covers(x, weight) or (rows % FP8_BLOCK and weight.dtype != torch.int8):
+    if scale is None or not _covers(x, weight, scale) or (rows % FP8_BLOCK and weight.dtype != torch.int8):
         return reference.grouped_linear(x, weight, scale, groups)
     y = torch.empty((*x.shape[:-1], rows), dtype=torch.float32)
     _grouped_linear(_prepared(x), weight, scale, y)
@@ -71,24 +73,21 @@ def experts(
     limit: float,
     round_input: bool,
 ) -> Tensor:
-    covered = w1.dtype == w3.dtype and _covers(x, w1) and _covers(weights, w2)
-    if not covered or s1 is None or s2 is None or s3 is None:
+    scaled = s1 is not None and s3 is not None and s2 is not None
+    if not (
+        scaled
+        and w1.dtype == w3.dtype
+        and all(_covers(x, w, s) for w, s in ((w1, s1), (w3, s3), (w2, s2)) if s is not None)
+        and not (weights.requires_grad and torch.is_grad_enabled())
+    ):
         return reference.experts(x, indices, weights, w1, s1, w3, s3, w2, s2, limit, round_input)
     y = torch.empty_like(x, dtype=torch.float32, memory_format=torch.contiguous_format)
-    _experts(
-        _prepared(x),
-        indices.contiguous(),
-        _prepared(weights),
-        w1,
-        s1,
-        w3,
-        s3,
-        w2,
-        s2,
-        limit,
-        round_input,
-        y,
-    )
+    rows = (_prepared(x), indices.contiguous(), _prepared(weights), y)
+    # The kernel keeps every chosen expert's output until it adds them up: blocks bound that memory.
+    for start in range(0, len(x), _TOKENS):
+        part = slice(start, start + _TOKENS)
+        x_part, index_part, weight_part, y_part = (t[part] for t in rows)
+        _experts(x_part, index_part, weight_part, w1, s1, w3, s3, w2, s2, limit, round_input, y_part)
     return y
 
 

@@ -76,7 +76,7 @@ Matrix matrix(const Argument& weight, const Argument& scale, index_t count) {
     m.columns = weight.last() * (fp4 ? 2 : 1);
     weight.check(!fp4 || m.columns % kFp4Group == 0, "has columns that are no multiple of 32");
     const index_t rows = m.columns ? weight.size() / weight.last() : 0;
-    weight.check(rows % count == 0, "does not divide into its groups");
+    weight.check(count > 0 && rows % count == 0, "does not divide into its groups");
     m.rows = rows / count;
     weight.check(fp4 || count == 1 || weight.ndim == 3 || m.rows % kFp8Block == 0,
                  "has groups that share rows of scales");
