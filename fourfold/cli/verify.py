@@ -13,7 +13,10 @@ import fourfold
 from fourfold.cli import console, options
 from fourfold.cli.model import use_threads
 from fourfold.conformance import Check, Report, certify
+from fourfold.loading import usable_device
 from fourfold.weights.hub import resolve
+
+_APART = ("streams", "distribution")  # checks of one name that measure different things
 
 
 def verify(
@@ -26,10 +29,12 @@ def verify(
 ) -> int:
     """Certify this machine.
 
-    Every kernel against its reference, the golden vectors, and the checkpoint PATH. Exits with 1 when a value
-    is out of its bound.
+    Every kernel against its reference, the golden vectors, and the checkpoint PATH: this device's kernels
+    against the reference, one path against another, deployed numerics against exact ones. Says what was not
+    exercised. Exits with 1 when a value is out of its bound.
     """
     use_threads(threads)
+    usable_device(device)
     folder = resolve(path or fourfold.shipped_model())
     with _progress() as progress:
         report = certify(folder, device, progress)
@@ -43,6 +48,8 @@ def verify(
         console.note(
             f"{check.group} {check.name}, {check.detail}: {check.value:.3g} is {sign} {check.bound:g}"
         )
+    for item in report.not_exercised:
+        console.note(str(item))
     console.note(f"{len(report.checks) - len(failed)} of {len(report.checks)} checks passed on {device}")
     return 0 if report.passed else 1
 
@@ -66,10 +73,10 @@ def _print(report: Report, name: str) -> None:
 
 
 def _worst(checks: list[Check]) -> Iterator[tuple[str, ...]]:
-    """One row a name (streams: a row each), with the check that comes nearest to its bound."""
+    """One row a name (those of _APART: a row each), with the check that comes nearest to its bound."""
     groups: dict[str, list[Check]] = defaultdict(list)
     for check in checks:
-        name = f"streams {check.detail}" if check.name == "streams" else check.name
+        name = f"{check.name}: {check.detail}" if check.name in _APART else check.name
         groups[name].append(check)
     for name, members in groups.items():
         worst = max(members, key=lambda check: (not check.passed, check.value / (check.bound or 1e-30)))
@@ -78,8 +85,9 @@ def _worst(checks: list[Check]) -> Iterator[tuple[str, ...]]:
 
 def _numbers(check: Check) -> tuple[str, ...]:
     absolute = ("-" if value is None else f"{value:.1e}" for value in (check.max_abs, check.mean_abs))
-    bound = f"{'≥' if check.at_least else '≤'} {check.bound:g}"
-    return (*absolute, f"{check.value:.2e}", bound, "ok" if check.passed else "FAILED")
+    value = f"{check.value:.3g}" if check.at_least else f"{check.value:.2e}"
+    bound = f"{'≥' if check.at_least else '≤'} {check.bound:.2g}"
+    return (*absolute, value, bound, "ok" if check.passed else "FAILED")
 
 
 @contextmanager

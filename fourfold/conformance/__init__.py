@@ -1,6 +1,4 @@
-"""The conformance certificate of a machine: kernels, golden vectors and a checkpoint, measured against
-bounds.
-"""
+"""The conformance certificate of a machine: kernels, golden vectors and a checkpoint, with their bounds."""
 
 from __future__ import annotations
 
@@ -10,9 +8,10 @@ from pathlib import Path
 from fourfold.conformance.checkpoint import check_checkpoint
 from fourfold.conformance.golden import check_golden
 from fourfold.conformance.kernels import check_kernels
-from fourfold.conformance.report import Check, Report, machine
+from fourfold.conformance.report import Check, Finding, NotExercised, Report, machine
+from fourfold.loading import usable_device
 
-__all__ = ["Check", "Report", "certify"]
+__all__ = ["Check", "NotExercised", "Report", "certify"]
 
 
 def certify(
@@ -20,19 +19,21 @@ def certify(
 ) -> Report:
     """Run every check on `device`; `folder` is the checkpoint to certify too, None for none.
 
-    progress is told the group of checks that begins and each check as it is done.
+    progress is told the group of checks that begins and each check as it is done, one short line each.
     Raises the errors of `fourfold.load` for a checkpoint or a device that cannot be used.
     """
+    usable_device(device)
     report = Report(device, machine(device))
-    groups: list[tuple[str, Iterator[Check]]] = [
+    groups: list[tuple[str, Iterator[Finding]]] = [
         ("kernels", check_kernels(device)),
         ("golden vectors", check_golden(device)),
     ]
     if folder is not None:
         groups.append(("checkpoint", check_checkpoint(folder, device)))
-    for title, checks in groups:
+    for title, findings in groups:
         progress(title)
-        for check in checks:
-            report.checks.append(check)
-            progress(f"{title}: {check.name}")
+        for finding in findings:
+            report.add(finding)
+            if isinstance(finding, Check):
+                progress(f"{title}: {finding.name}")
     return report

@@ -1,112 +1,159 @@
-"""A checkpoint on this machine: finite answers, one path the same as another, deployed numerics near the
-exact ones.
-"""
+"""A checkpoint on this machine: any path as any other, kernels as the reference, deployed near exact."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import fourfold
-from fourfold.conformance.report import Check, difference
+from fourfold import kernels
+from fourfold.conformance import passage as passages
+from fourfold.conformance.logits import distance, drift
+from fourfold.conformance.passage import Passage
+from fourfold.conformance.report import Check, Finding, NotExercised
+from fourfold.model.cache import Cache
 from fourfold.model.transformer import Output, Transformer
+from fourfold.weights.inspect import inspect_checkpoint
 
-TEXT = """Once upon a time there was a small lighthouse on a rock in the sea. Every evening its keeper, an
-old woman with a grey coat, climbed the 112 steps, wiped the glass and lit the lamp. "Good night, ships," she
-said. One winter the wind blew so hard that no boat could bring her bread. She had flour, water and salt, and
-nobody to talk to but a seagull with a broken wing. She baked small loaves, shared them with the bird, and
-told it what she knew: that the moon pulls the water up and lets it fall; that sailors count in knots; that a
-light is worth nothing if it is not seen. When spring came the gull could fly again. It went away, and she
-was sad for a week. Then a hundred gulls came back with it. What would you have said to them? She said:
-"There is only one loaf, but the rock is large. Stay." """
-_LONGEST = 320  # tokens: two windows and a half of the published models
-_ONE_BY_ONE = 12
+_PIECE = 256  # tokens of context a call: bounds the memory
 _CHUNK = 50
-
-SAME_PATH = 1e-3  # of the logits' standard deviation: float32 sums in another order, once through every layer
-KL = 0.1  # nats a token, mean
-AGREEMENT = (
-    0.5  # share of positions with the same first choice; random weights leave no margin between choices
-)
+_ONE_BY_ONE = 12
+_SMALL = 2e9  # parameters; of a larger model the reference, which decodes each weight, computes few tokens
 
 
-def check_checkpoint(folder: Path, device: str) -> Iterator[Check]:
+@dataclass(frozen=True)
+class Bounds:
+    """How near two runs must come, for one block; see `Distance` and `drift`.
+
+    Blocks err independently: errors grow with the square root of their number, KL with the number.
+    """
+
+    typical: float
+    kl: float
+    streams: float
+    same_choice: float
+
+
+# The same mathematics, float32 sums in another order: 1e-6 at most positions. Where two experts or entries
+# score alike to the last bit, either may be chosen, and that position differs visibly: therefore the median
+# position is judged, and means that a few such positions of a large model do not reach.
+SAME = Bounds(typical=3e-4, kl=1e-4, streams=3e-4, same_choice=0.9)
+# FP8 inputs have a relative rms error of 2.6 %, and so, about, has what a block adds to the streams. In a
+# trained model there are margins between what it chooses and what it does not. One of ours, six blocks: 0.023
+# typical, 0.0003 nats and 0.014 of the streams a block, 97 % the same choice.
+TRAINED = Bounds(typical=0.1, kl=0.002, streams=0.05, same_choice=0.9)
+# Random weights have no margins: every rounding sends some tokens to other experts. The golden checkpoint:
+# 0.30 typical, 0.009 nats and 0.10 of the streams a block, 59 % the same choice.
+RANDOM = Bounds(typical=1.0, kl=0.02, streams=0.2, same_choice=0.3)
+# Nats a token by which a trained model says the text better than chance does; random weights say it worse.
+_KNOWS = 1.0
+
+
+def check_checkpoint(folder: Path, device: str) -> Iterator[Finding]:
     """Checks of one checkpoint. It is loaded twice, once for each numerics, never both at once."""
+    facts = inspect_checkpoint(folder)
     model = fourfold.load(folder, device=device, numerics="exact")
-    ids = text_ids(model).to(model.device)
+    passage, left_out = passages.choose(model, facts.parameters_active)
+    yield from left_out
     with torch.no_grad():
-        exact = model(ids, hidden_states=True)
-        yield _measure("finite", f"logits of {ids.shape[1]} tokens", _not_finite(exact.logits), 0.0)
-        yield from _check_paths(model, ids, exact.logits)
+        cache, exact = _run(model, passage)
+        yield _measure("finite", f"logits of {passage.measured} tokens", _not_finite(exact.logits), 0.0)
+        if queries := passages.choosing_queries(model.config, passage):
+            yield _measure("indexer", "queries that leave entries out", queries, 1, at_least=True)
+        few = passage.measured if facts.parameters_total <= _SMALL else _ONE_BY_ONE
+        yield from _check_reference(model, passage, cache, exact, few)
+        yield from _check_paths(model, passage, cache, exact.logits)
         exact = _on_cpu(exact)
-        del model
+        del model, cache
         model = fourfold.load(folder, device=device, numerics="deployed")
-        deployed = _on_cpu(model(ids, hidden_states=True))
-    yield from _check_deployed(exact, deployed, model.config.layer_kinds)
+        deployed = _on_cpu(_run(model, passage)[1])
+    trained = _is_trained(exact.logits, passage)
+    label, bounds = ("trained model", TRAINED) if trained else ("random weights", RANDOM)
+    yield from _compare("deployed", label, deployed, exact, model.config.layer_kinds, bounds)
 
 
-def text_ids(model: Transformer) -> Tensor:
-    """The built-in text as ids [1, T]; where there is no tokenizer, pseudo-random ids instead."""
-    room = min(_LONGEST, model.config.max_position_embeddings)
-    if model.tokenizer is not None:
-        ids = [model.config.bos_token_id, *model.tokenizer.encode(TEXT)][:room]
-        return torch.tensor([[i for i in ids if i < model.config.vocab_size]])
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, model.config.vocab_size, (1, room), generator=generator)
+def _run(model: Transformer, passage: Passage) -> tuple[Cache, Output]:
+    """The measured tokens' logits and streams, from a cache that can forget them again."""
+    cache = model.new_cache(max_rollback=passage.measured)
+    for begin in range(0, passage.context, _PIECE):
+        end = min(begin + _PIECE, passage.context)
+        model(passage.ids[:, begin:end], cache=cache, logits="last")
+    return cache, _forward(model, passage.ids[:, passage.context :], cache)
 
 
-def _check_paths(model: Transformer, ids: Tensor, whole: Tensor) -> Iterator[Check]:
-    """Chunks, and the last tokens one by one, against the whole text at once."""
-    unit = float(whole.std())
+def _forward(model: Transformer, ids: Tensor, cache: Cache) -> Output:
+    return model(ids, cache=cache, mtp=model.config.num_nextn_predict_layers > 0, hidden_states=True)
+
+
+def _check_paths(model: Transformer, passage: Passage, cache: Cache, whole: Tensor) -> Iterator[Check]:
+    """Chunks, and the last tokens one by one, against the measured tokens at once."""
+    ids, blocks = passage.ids[:, passage.context :], len(model.layers)
     split = max(ids.shape[1] - _ONE_BY_ONE, 1)
-    cache = model.new_cache()
+    cache.rollback(ids.shape[1])
     chunks = [model(ids[:, a : min(a + _CHUNK, split)], cache=cache).logits for a in range(0, split, _CHUNK)]
-    found = difference(torch.cat(chunks, dim=1), whole[:, :split], unit)
-    yield _measure(
-        "one path", f"chunks of {_CHUNK}", found.relative, SAME_PATH, found.max_abs, found.mean_abs
-    )
     steps = [model(ids[:, t : t + 1], cache=cache).logits for t in range(split, ids.shape[1])]
+    label = f"chunks of {_CHUNK}"
+    yield from _near("one path", label, torch.cat(chunks, dim=1), whole[:, :split], SAME, blocks)
     if steps:
-        found = difference(torch.cat(steps, dim=1), whole[:, split:], unit)
-        detail = f"{len(steps)} tokens one by one"
-        yield _measure("one path", detail, found.relative, SAME_PATH, found.max_abs, found.mean_abs)
+        label = f"{len(steps)} tokens one by one"
+        yield from _near("one path", label, torch.cat(steps, dim=1), whole[:, split:], SAME, blocks)
 
 
-def _check_deployed(exact: Output, deployed: Output, kinds: tuple[str, ...]) -> Iterator[Check]:
-    found = difference(deployed.logits, exact.logits, float(exact.logits.std()))
-    kl = kl_divergence(exact.logits, deployed.logits)
-    detail = f"mean KL, nats (largest {float(kl.max()):.2g})"
-    yield _measure("deployed", detail, float(kl.mean()), KL, found.max_abs, found.mean_abs)
-    agree = (exact.logits.argmax(-1) == deployed.logits.argmax(-1)).double().mean()
-    yield Check(
-        group="checkpoint",
-        name="deployed",
-        detail="same first choice",
-        value=float(agree),
-        bound=AGREEMENT,
-        at_least=True,
-    )
-    yield from _check_kinds(exact, deployed, kinds)
+def _check_reference(
+    model: Transformer, passage: Passage, cache: Cache, own: Output, tokens: int
+) -> Iterator[Finding]:
+    """This device's kernels against the reference in their place, over the last tokens, from one cache."""
+    device = model.device.type
+    if set(kernels.table(device).values()) == {"reference"}:
+        yield NotExercised("kernels against the reference", f"{device} has no kernels of its own here")
+        return
+    cache.rollback(tokens)
+    with kernels.replaced(device, {}):
+        expected = _forward(model, passage.ids[:, -tokens:], cache)
+    label = f"{tokens} tokens"
+    yield from _compare("reference", label, own, expected, model.config.layer_kinds, SAME)
+    if expected.mtp_logits is not None and own.mtp_logits is not None:
+        got = own.mtp_logits[:, -expected.mtp_logits.shape[1] :]
+        yield from _near("reference", "MTP block", got, expected.mtp_logits, SAME, len(model.layers) + 1)
 
 
-def _check_kinds(exact: Output, deployed: Output, kinds: tuple[str, ...]) -> Iterator[Check]:
-    """How far the streams drift inside the blocks of each kind: rms error over rms, the kind's largest."""
-    worst: dict[str, float] = defaultdict(float)
-    for kind, a, b in zip(kinds, exact.hidden_states or (), deployed.hidden_states or (), strict=True):
-        error = float((a - b.float()).square().mean().sqrt() / a.square().mean().sqrt())
-        worst[kind] = max(worst[kind], error if error == error else float("inf"))
-    for kind, value in worst.items():
-        yield _measure("deployed", f"streams, {kind} blocks", value, 0.5)
+def _compare(
+    name: str, label: str, got: Output, expected: Output, kinds: Sequence[str], bounds: Bounds
+) -> Iterator[Check]:
+    """Logits, and the streams by layer kind, over the tokens that both have."""
+    tokens = expected.logits.shape[1]
+    yield from _near(name, label, got.logits[:, -tokens:], expected.logits, bounds, len(kinds))
+    states = [state[:, -tokens:] for state in got.hidden_states or ()]
+    for kind, value in drift(states, expected.hidden_states or (), kinds).items():
+        depth = max(i for i, other in enumerate(kinds, start=1) if other == kind)
+        yield _measure(name, f"streams, {kind} blocks", value, bounds.streams * math.sqrt(depth))
 
 
-def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p ‖ q) in nats for each position, from logits.  [B, T, V] twice -> [B, T] f64."""
-    log_p, log_q = (logits.double().log_softmax(-1) for logits in (p, q))
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+def _near(
+    name: str, label: str, got: Tensor, expected: Tensor, bounds: Bounds, blocks: int
+) -> Iterator[Check]:
+    """Three ways to read how far logits are from the expected ones, after so many blocks."""
+    found = distance(got, expected)
+    errors = (found.max_abs, found.mean_abs)
+    typical = bounds.typical * math.sqrt(blocks)
+    yield _measure(name, f"{label}, typical position", found.typical, typical, errors)
+    kl = f"{label}, mean KL, nats (largest {found.kl_max:.1g})"
+    yield _measure(name, kl, found.kl, bounds.kl * blocks)
+    yield _measure(name, f"{label}, same first choice", found.same_choice, bounds.same_choice, at_least=True)
+
+
+def _is_trained(logits: Tensor, passage: Passage) -> bool:
+    """Whether the model says the measured text clearly better than chance does."""
+    ids = passage.ids[0, passage.context + 1 :].cpu()
+    if ids.numel() == 0:
+        return False
+    loss = torch.nn.functional.cross_entropy(logits[0, :-1].double(), ids)
+    return float(loss) < math.log(logits.shape[-1]) - _KNOWS
 
 
 def _not_finite(logits: Tensor) -> float:
@@ -123,8 +170,9 @@ def _measure(
     detail: str,
     value: float,
     bound: float,
-    max_abs: float | None = None,
-    mean_abs: float | None = None,
+    errors: tuple[float, float] | tuple[None, None] = (None, None),
+    *,
+    at_least: bool = False,
 ) -> Check:
     return Check(
         group="checkpoint",
@@ -132,6 +180,7 @@ def _measure(
         detail=detail,
         value=value,
         bound=bound,
-        max_abs=max_abs,
-        mean_abs=mean_abs,
+        at_least=at_least,
+        max_abs=errors[0],
+        mean_abs=errors[1],
     )

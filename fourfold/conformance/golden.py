@@ -1,6 +1,4 @@
-"""The golden vectors: a tiny random checkpoint and what the published reference implementation computes on
-it.
-"""
+"""The golden vectors: a tiny random checkpoint, and what the published reference computes on it."""
 
 from __future__ import annotations
 
@@ -13,11 +11,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 import fourfold
+from fourfold.conformance.logits import distance
 from fourfold.conformance.report import Check, difference
 from fourfold.model.transformer import Transformer
 
 FOLDER = Path(__file__).parent / "golden"
 BOUND = 1e-4  # of the standard deviation of the logits, or of the rms of the streams
+# Logits that are all within e nats of the expected ones are within e²/2 in KL; their deviation is 1.
+KL = BOUND**2 / 2
 _CHUNK = 7  # cuts inside every kind of open block
 
 
@@ -31,11 +32,13 @@ def check_golden(device: str) -> Iterator[Check]:
     whole = model(ids[:, :prefill], cache=cache, hidden_states=True)
     yield _check("prefill", f"{prefill} tokens", whole.logits[:, -1], expected["logits"][:, 0], unit)
     yield from _check_states(model, whole.hidden_states or (), expected)
-    guess = None
+    guess, got = None, [whole.logits[:, -1]]
     for step in range(expected["logits"].shape[1] - 1):
         out = model(ids[:, prefill + step : prefill + step + 1], cache=cache, mtp=step == 0)
         guess = out.mtp_logits if step == 0 else guess
+        got.append(out.logits[:, -1])
         yield _check("decode", f"step {step + 1}", out.logits[:, -1], expected["logits"][:, step + 1], unit)
+    yield from _check_distribution(torch.stack(got, dim=1), expected["logits"])
     assert guess is not None
     yield _check("mtp", "one step after a prefill", guess[:, -1], expected["mtp_logits"], unit)
     guess = model(ids[:, : prefill + 1], mtp=True).mtp_logits
@@ -66,6 +69,22 @@ def _check_states(
         unit = max(float(want.square().mean().sqrt()) for want in wanted)
         label = f"{kind}, after block{'s' if len(blocks) > 1 else ''} {', '.join(map(str, blocks))}"
         yield _check("streams", label, torch.stack(got), torch.stack(wanted), unit)
+
+
+def _check_distribution(got: Tensor, expected: Tensor) -> Iterator[Check]:
+    """What the differences mean for sampling: the first token and each decode step."""
+    found = distance(got, expected)
+    kl = f"mean KL, nats (largest {found.kl_max:.1g})"
+    yield Check(group="golden", name="distribution", detail=kl, value=found.kl, bound=KL)
+    choice = f"same first choice, {expected.shape[1]} positions"
+    yield Check(
+        group="golden",
+        name="distribution",
+        detail=choice,
+        value=found.same_choice,
+        bound=1.0,
+        at_least=True,
+    )
 
 
 def _check(name: str, detail: str, got: Tensor, expected: Tensor, unit: float) -> Check:

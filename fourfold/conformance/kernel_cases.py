@@ -1,5 +1,4 @@
-"""Inputs for every operation of the contract: several shapes and formats each, and how close a kernel must
-come.
+"""Inputs for every operation of the contract: several shapes and formats each, and how near a kernel must be.
 
 Where a choice is made (routing, index selection) the inputs are small integers, so that every product and sum
 is exact in float32 on any chip: ties are then real, and the order in which they are broken must match to the

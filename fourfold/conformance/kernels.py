@@ -16,9 +16,7 @@ from fourfold.kernels import reference
 
 
 def check_kernels(device: str) -> Iterator[Check]:
-    """One check a case; `detail` says the case and what ran it. A kernel that fails counts as infinitely
-    wrong.
-    """
+    """One check a case; `detail` says the case and what ran it. One that fails is infinitely wrong."""
     backends = kernels.table(torch.device(device).type)
     for case in cases():
         backend = backends[case.operation].split(":")[0]

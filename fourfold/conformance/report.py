@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-
-Progress = Callable[[str], None]
-"""Told what is about to be checked, one short line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +16,7 @@ class Check:
     """One measured value and its bound.
 
     group: "kernel", "golden" or "checkpoint". value: the error (or agreement) that is judged; at_least:
-    whether the bound is a lower one. max_abs, mean_abs: errors in the tensor's own unit, where they mean
-    something.
+    whether the bound is a lower one. max_abs, mean_abs: errors in the tensor's own unit, if there are any.
     """
 
     group: str
@@ -39,13 +34,35 @@ class Check:
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
 
+@dataclass(frozen=True)
+class NotExercised:
+    """What a certificate says nothing about, and why."""
+
+    what: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"not exercised: {self.what} ({self.why})"
+
+
+Finding: TypeAlias = Check | NotExercised
+
+
 @dataclass
 class Report:
-    """All checks of one run."""
+    """All findings of one run."""
 
     device: str
     machine: dict[str, str]
     checks: list[Check] = field(default_factory=list)
+    not_exercised: list[NotExercised] = field(default_factory=list)
+
+    def add(self, finding: Finding) -> None:
+        """File it where it belongs."""
+        if isinstance(finding, Check):
+            self.checks.append(finding)
+        else:
+            self.not_exercised.append(finding)
 
     @property
     def passed(self) -> bool:
@@ -59,7 +76,13 @@ class Report:
             for key, value in check.items():
                 if (isinstance(value, float) and value != value) or value in (float("inf"), float("-inf")):
                     check[key] = None
-        return {"passed": self.passed, "device": self.device, "machine": self.machine, "checks": checks}
+        return {
+            "passed": self.passed,
+            "device": self.device,
+            "machine": self.machine,
+            "checks": checks,
+            "not_exercised": [asdict(item) for item in self.not_exercised],
+        }
 
 
 @dataclass(frozen=True)
@@ -96,14 +119,19 @@ def difference(got: Tensor, expected: Tensor, unit: float | None = None) -> Diff
 def machine(device: str) -> dict[str, str]:
     """What this ran on: processor or accelerator, versions, threads."""
     kind = torch.device(device).type
-    accelerator = torch.get_device_module(kind).get_device_name(device) if kind != "cpu" else _processor()
     return {
-        "device": accelerator,
+        "device": _processor() if kind == "cpu" else _accelerator(device),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": str(torch.get_num_threads()),
     }
+
+
+def _accelerator(device: str) -> str:
+    """Its name, where torch's module for this kind of device tells it."""
+    name = getattr(torch.get_device_module(device), "get_device_name", None)
+    return device if name is None else str(name(device))
 
 
 def _processor() -> str:

@@ -83,12 +83,28 @@ def test_verify_passes_on_this_machine(run, tiny_folder, monkeypatch):
     monkeypatch.setattr(verify_module, "certify", lambda *_: report)
     ran = run("verify", tiny_folder)
     assert ran.code == 0, ran.err
-    for text in ("linear", "streams csa", "mtp", "same first choice", "torch"):
+    for text in (
+        "linear",
+        "streams: csa",
+        "distribution: mean KL",
+        "reference: 128 tokens, typical",
+        "torch",
+    ):
         assert text in ran.out
     assert "FAILED" not in ran.out
     document = json.loads(run("verify", tiny_folder, "--json").out)
     assert document["passed"]
     assert {entry["group"] for entry in document["checks"]} == {"kernel", "golden", "checkpoint"}
+
+
+def test_verify_says_what_it_did_not_exercise(run, tiny_folder, monkeypatch):
+    report = Report("cpu", {"device": "test"}, [check("kernel", 0.0)])
+    report.add(conformance.NotExercised("the indexer's choice", "needs 2,052 tokens"))
+    monkeypatch.setattr(verify_module, "certify", lambda *_: report)
+    ran = run("verify", tiny_folder)
+    assert ran.code == 0
+    assert "fourfold: not exercised: the indexer's choice (needs 2,052 tokens)\n" in ran.err
+    assert json.loads(run("verify", tiny_folder, "--json").out)["not_exercised"]
 
 
 @pytest.mark.parametrize("value", [2e-4, float("nan"), float("inf")])
@@ -119,7 +135,15 @@ def test_train_as_a_document(run, tmp_path, monkeypatch):
 
     def trained(changes):
         assert changes == ["optim.lr=1", "run.threads=1"]
-        return TrainResult(tmp_path, 10, 2000, 1.5, float("nan"), None, tmp_path / "export")
+        return TrainResult(
+            folder=tmp_path,
+            steps=10,
+            tokens=2000,
+            seconds=1.5,
+            loss=float("nan"),
+            held_out_loss=None,
+            export=tmp_path / "export",
+        )
 
     monkeypatch.setattr("fourfold.train.trainer.train", trained)
     words = ("train", config, "--set", "optim.lr=1", "--threads", 1)

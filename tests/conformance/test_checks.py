@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from fourfold import kernels
-from fourfold.conformance.checkpoint import check_checkpoint, kl_divergence
+from fourfold.conformance.checkpoint import check_checkpoint
 from fourfold.conformance.golden import check_golden
 from fourfold.conformance.kernel_cases import cases
 from fourfold.conformance.kernels import check_kernels
+from fourfold.conformance.report import Check, NotExercised
 from fourfold.kernels import reference
 
 
@@ -22,14 +25,15 @@ def test_cases_are_the_same_every_time():
 def broken(monkeypatch):
     """broken(operation): that operation returns results that are off by 1 % (choices: by one)."""
 
-    def breaks(name: str) -> None:
+    def breaks(name: str, by: float = 1.01) -> None:
         def wrong(*arguments, **options):
             got = getattr(reference, name)(*arguments, **options)
-            spoil = lambda t: t * 1.01 if t.is_floating_point() else t + 1  # noqa: E731
+            spoil = lambda t: t * by if t.is_floating_point() else t + 1  # noqa: E731
             return tuple(map(spoil, got)) if isinstance(got, tuple) else spoil(got)
 
         table = {**kernels._TABLES.get("cpu", kernels._REFERENCE), name: wrong}
         monkeypatch.setitem(kernels._TABLES, "cpu", table)
+        monkeypatch.setitem(kernels._NOTES, "cpu", {name: "broken"})
 
     return breaks
 
@@ -51,22 +55,51 @@ def test_a_kernel_that_raises_fails_its_checks(monkeypatch):
 
 def test_golden_vectors_hold():
     checks = list(check_golden("cpu"))
-    assert {check.name for check in checks} == {"prefill", "streams", "decode", "mtp"}
+    assert {check.name for check in checks} == {"prefill", "streams", "decode", "mtp", "distribution"}
     assert [check for check in checks if not check.passed] == []
 
 
 def test_golden_vectors_notice_a_wrong_kernel(broken):
     broken("hc_post")
-    assert any(not check.passed for check in check_golden("cpu"))
+    failed = {check.name for check in check_golden("cpu") if not check.passed}
+    assert {"prefill", "streams", "decode", "mtp", "distribution"} == failed
 
 
-def test_a_checkpoint_is_certified(tiny_folder):
-    checks = list(check_checkpoint(tiny_folder, "cpu"))
+def judged(folder: Path) -> list[Check]:
+    """All checks of a checkpoint of which nothing is left out."""
+    checks = []
+    for finding in check_checkpoint(folder, "cpu"):
+        assert isinstance(finding, Check), finding
+        checks.append(finding)
+    return checks
+
+
+def test_a_checkpoint_is_certified(tiny_folder, broken):
+    broken("swiglu", by=1.0)  # a kernel of the device's own, even where the extension is not built
+    checks = judged(tiny_folder)
     assert [check for check in checks if not check.passed] == []
-    assert {check.name for check in checks} == {"finite", "one path", "deployed"}
+    assert {check.name for check in checks} == {"finite", "indexer", "one path", "reference", "deployed"}
+    for name in ("reference", "deployed"):
+        details = [check.detail for check in checks if check.name == name]
+        for kind in ("swa", "csa", "hca"):
+            assert f"streams, {kind} blocks" in details
+        for what in ("typical position", "mean KL", "same first choice"):
+            assert any(what in detail for detail in details)
+    assert any("random weights" in check.detail for check in checks)
 
 
-def test_kl_is_zero_for_equals_and_positive_otherwise():
-    p, q = torch.randn(2, 1, 5, 11).unbind()
-    assert float(kl_divergence(p, p).abs().max()) < 1e-12
-    assert float(kl_divergence(p, q).min()) > 0
+def test_a_wrong_kernel_shows_against_the_reference(tiny_folder, broken):
+    broken("linear")
+    failed = [check for check in judged(tiny_folder) if not check.passed]
+    assert {check.name for check in failed} == {"reference"}
+    assert {"streams, swa blocks", "streams, csa blocks"} <= {check.detail for check in failed}
+
+
+def test_without_kernels_of_its_own_nothing_is_compared_with_the_reference(tiny_folder, monkeypatch):
+    monkeypatch.setitem(kernels._TABLES, "cpu", kernels._REFERENCE)
+    monkeypatch.setitem(kernels._NOTES, "cpu", {})
+    found = list(check_checkpoint(tiny_folder, "cpu"))
+    (left_out,) = (finding for finding in found if isinstance(finding, NotExercised))
+    assert str(left_out) == (
+        "not exercised: kernels against the reference (cpu has no kernels of its own here)"
+    )

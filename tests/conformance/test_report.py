@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from fourfold.conformance.report import Check, Report, difference, machine
+from fourfold.conformance.report import Check, NotExercised, Report, difference, machine
 
 
 def test_difference_is_relative_to_the_rms_or_the_unit():
@@ -44,7 +44,9 @@ def test_bounds():
 
 def test_report_is_json_even_with_numbers_that_json_lacks():
     report = Report("cpu", machine("cpu"), [check(0.0, 1.0), check(math.nan, 1.0), check(math.inf, 1.0)])
+    report.add(NotExercised("the indexer's choice", "needs 2,052 tokens"))
     document = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert not document["passed"]
     assert [entry["passed"] for entry in document["checks"]] == [True, False, False]
+    assert document["not_exercised"] == [{"what": "the indexer's choice", "why": "needs 2,052 tokens"}]
     assert document["machine"]["torch"] == torch.__version__
