@@ -50,8 +50,7 @@ def use_threads(threads: int) -> None:
     """Compute with this many CPU threads; 0 leaves torch's choice."""
     if threads:
         torch.set_num_threads(threads)
-        if cpu.native is not None:
-            cpu.native.set_threads(threads)
+        cpu.use_threads(threads)
 
 
 def model_name(path: str | None) -> str:
