@@ -147,7 +147,8 @@ def _appearing(dst: Path, total: int, overwrite: bool) -> Iterator[Path]:
         free = shutil.disk_usage(dst.parent).free
         if free < total:
             raise CheckpointError(f"{dst}: needs {total / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
-        temporary = dst.parent / f".{dst.name}.partial-{os.getpid()}"
+        # Not hidden: a process that is killed leaves it behind, and it may be large.
+        temporary = dst.parent / f"{dst.name}.partial-{os.getpid()}"
         temporary.mkdir()
         try:
             yield temporary
@@ -179,7 +180,7 @@ def _check_replaceable(dst: Path, overwrite: bool) -> None:
 
 
 def _move(temporary: Path, dst: Path) -> None:
-    old = dst.parent / f".{dst.name}.old-{os.getpid()}"
+    old = dst.parent / f"{dst.name}.old-{os.getpid()}"
     if dst.exists():
         dst.rename(old)
     try:
