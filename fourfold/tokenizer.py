@@ -48,9 +48,8 @@ class Tokenizer:
         # Without added tokens the same pipeline reads all text as plain text: injection is impossible.
         self._plain = _build(self.path, spec | {"added_tokens": [], "post_processor": None})
         self._spec = spec
-        self._full: tokenizers.Tokenizer | None = (
-            None  # built on first use: half of the loading time of a large vocabulary
-        )
+        # Built on first use: half of the loading time of a large vocabulary.
+        self._full: tokenizers.Tokenizer | None = None
 
     @property
     def vocab_size(self) -> int:

@@ -123,10 +123,10 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def grouped_linear(x: Tensor, weight: Tensor, scale: Tensor | None, groups: int) -> Tensor:
-    """One matrix per group: y[..., g, :] = x[..., g, :] · W_gᵀ.  x [..., G, I], weight [G·O, I] -> [..., G,
-    O].
+    """One matrix per group: y[..., g, :] = x[..., g, :] · W_gᵀ.
 
-    V4 report 2.3.1, the grouped output projection.
+    x [..., G, I]; weight [G·O, I], stored as in `linear`; returns [..., G, O].  V4 report 2.3.1, the grouped
+    output projection.
     """
     return _impl("grouped_linear", x)(x, weight, scale, groups)
 
@@ -199,8 +199,10 @@ def pool(values: Tensor, scores: Tensor) -> Tensor:
 
 
 def hadamard(x: Tensor) -> Tensor:
-    """x · H · n^-½ with H the n×n Sylvester-Hadamard matrix, n = last dim, a power of two.  V4 report
-    2.3.1."""
+    """x · H · n^-½ with H the n×n Sylvester-Hadamard matrix, n = last dim, a power of two.
+
+    V4 report 2.3.1.
+    """
     return _impl("hadamard", x)(x)
 
 
@@ -254,28 +256,30 @@ def hc_pre(
 
 
 def hc_post(output: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
-    """X'[k] = post[k]·output + Σ_j comb[j, k]·X[j].  output [B, T, D], streams [B, T, n, D].  V4 report
-    2.2."""
+    """X'[k] = post[k]·output + Σ_j comb[j, k]·X[j].  V4 report 2.2.
+
+    output [B, T, D]; streams [B, T, n, D]; post [B, T, n], comb [B, T, n, n] f32 -> as streams.
+    """
     return _impl("hc_post", streams)(output, streams, post, comb)
 
 
 def hc_head(
     streams: Tensor, fn: Tensor, scale: Tensor, base: Tensor, *, norm_eps: float, eps: float
 ) -> Tensor:
-    """Collapse the streams: Σ_j pre[j]·X[j].  fn [n, nD], scale [1], base [n] -> [B, T, D].  V4 report
-    2.2."""
+    """Collapse the streams: Σ_j pre[j]·X[j].  V4 report 2.2.
+
+    streams [B, T, n, D]; fn [n, nD], scale [1], base [n] f32 -> [B, T, D].
+    """
     return _impl("hc_head", streams)(streams, fn, scale, base, norm_eps=norm_eps, eps=eps)
 
 
 def round_fp8(x: Tensor, group: int) -> Tensor:
-    """x on the FP8 e4m3 grid, one power-of-two scale per `group` values of the last dim.  Same shape,
-    dtype."""
+    """x on the FP8 e4m3 grid, a power-of-two scale per `group` values of the last dim; same shape, dtype."""
     return _impl("round_fp8", x)(x, group)
 
 
 def round_fp4(x: Tensor, group: int) -> Tensor:
-    """x on the FP4 e2m1 grid, one power-of-two scale per `group` values of the last dim.  Same shape,
-    dtype."""
+    """x on the FP4 e2m1 grid, a power-of-two scale per `group` values of the last dim; same shape, dtype."""
     return _impl("round_fp4", x)(x, group)
 
 

@@ -30,8 +30,7 @@ _MODEL = "DeepSeek-V4-Pro"  # the library's name for V4 rendering; it never reac
 
 
 def prompt_format(checkpoint: str) -> PromptFormat:
-    """The format that a checkpoint of this name was trained with: "0813" for the dated releases, else
-    "preview".
+    """The format that a checkpoint of this name was trained with: "0813" for dated releases, else "preview".
 
     Dated releases end in four digits (DeepSeek-V4-Pro-0813, DeepSeek-V4-Flash-0731). A name can lie: every
     caller lets the user choose.
@@ -42,9 +41,7 @@ def prompt_format(checkpoint: str) -> PromptFormat:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered prompt: its text, and the ranges of it that are special tokens (everything else is plain
-    text).
-    """
+    """A rendered prompt: its text, and the ranges of it that are special tokens; all else is plain text."""
 
     text: str
     special_ranges: tuple[tuple[int, int], ...]
@@ -78,8 +75,7 @@ class Chat:
 
     messages: as in Chat Completions ({"role", "content", "reasoning_content", "tool_calls", …}).
     thinking: whether the model reasons first; effort: how hard ("low", "high", "max"), None = the format's
-    own. tools: function tools as in Chat Completions. Raises RequestError, on use, naming what the library
-    refuses.
+    own. tools: function tools as in Chat Completions. Raises RequestError, on use, naming what is refused.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -129,8 +125,9 @@ class Chat:
 
 
 class AnswerParser:
-    """Splits the model's text into reasoning, content and tool calls as it arrives; no text is lost when it
-    is malformed.
+    """Splits the model's text into reasoning, content and tool calls as it arrives.
+
+    No text is lost when it is malformed.
     """
 
     def __init__(self, request: Any) -> None:

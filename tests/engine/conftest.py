@@ -30,9 +30,9 @@ class StubCache:
 
 
 class StubModel:
-    """Logits are noise that the ids so far determine; `script` are ids that it says first, whatever the
-    noise.
+    """Logits are noise that the ids so far determine.
 
+    script: ids that it says first, whatever the noise, by the length that they follow.
     calls: how many tokens each forward was given.
     """
 

@@ -1,6 +1,4 @@
-"""The chat format: the publisher's prompts to the letter, no injection, and answers that survive what is
-malformed.
-"""
+"""The chat format: the publisher's prompts to the letter, no injection, and malformed answers survived."""
 
 from __future__ import annotations
 
