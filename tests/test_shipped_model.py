@@ -1,4 +1,4 @@
-"""The model that ships with the package: English, stories that end, the README's lines, and its certificate."""
+"""The model that ships with the package: its English, its endings, the README lines, its certificate."""
 
 from __future__ import annotations
 
