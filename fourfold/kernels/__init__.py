@@ -40,7 +40,8 @@ OPERATIONS = (
 _REFERENCE: dict[str, Callable[..., Any]] = {name: getattr(reference, name) for name in OPERATIONS}
 _TABLES: dict[str, dict[str, Callable[..., Any]]] = {}
 _NOTES: dict[str, dict[str, str]] = {}
-_SEARCHED = {"cpu"}  # device types for which other packages were asked, or need not be: ours
+_SEARCHED: set[str] = set()
+"""Device types whose kernels were looked for: our own, or those of another package."""
 
 
 def register(device: str, operations: Mapping[str, Callable[..., Any]], notes: Mapping[str, str]) -> None:
@@ -59,18 +60,23 @@ def register(device: str, operations: Mapping[str, Callable[..., Any]], notes: M
 
 def unregister(device: str) -> None:
     """Run everything of `device` on the reference again."""
+    _SEARCHED.add(device)
     _TABLES.pop(device, None)
     _NOTES.pop(device, None)
 
 
 def discover(device: str) -> None:
-    """Let an installed package bring its kernels for device type `device`; done once, at its first use.
+    """Register our kernels for `device`, or those of an installed package; once, at its first use.
 
-    KernelError: they cannot be imported, or were not registered for this device type.
+    KernelError: they cannot be imported, were not registered for this device type, or are set up wrongly.
     """
     if device in _SEARCHED:
         return
-    point = chips.bring(device)
+    point = None
+    if device == "cpu":
+        _register_cpu()
+    else:
+        point = chips.bring(device)
     if point is not None and device not in _TABLES:
         raise KernelError(
             f"{chips.origin(point)} is to bring the kernels for {device} and registered none; "
@@ -290,6 +296,3 @@ def _register_cpu() -> None:
         from fourfold.kernels.cpu import ops
 
         register("cpu", ops.OPS, ops.NOTES)
-
-
-_register_cpu()

@@ -162,7 +162,7 @@ class Teacher:
         config, (B, T) = self.config, ids.shape
         H, G, C = config.heads, config.kv_heads, config.head_width
         S = int(positions.max()) + 1
-        everything = B == self.rows
+        everything = self.rows == B
         stored = torch.arange(S)
         mask = stored.le(positions[:, :, None])[:, None]  # [B, 1, T, S]
         cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]

@@ -119,7 +119,7 @@ def test_attention_sees_exactly_what_it_is_told(entries: int, choose: bool) -> N
     window_range = torch.stack([start, start + torch.tensor([1, 2, 3, 4, 4])], dim=-1)
     store = draw(batch, entries, width, seed=3) if entries else None
     entry_range = index = None
-    chosen = [[[] for _ in range(tokens)] for _ in range(batch)]
+    chosen: list[list[list[int]]] = [[[] for _ in range(tokens)] for _ in range(batch)]
     if store is not None and choose:
         index = torch.stack(
             [torch.randperm(entries, generator=torch.Generator().manual_seed(i))[:6] for i in range(10)]
@@ -222,7 +222,7 @@ def test_hyper_connections_written_out() -> None:
             m = m / (m.sum(0, keepdim=True) + eps)
         torch.testing.assert_close(u[0, t].double(), pre @ x, rtol=1e-5, atol=1e-5)
         expected = c[:, None] * out[0, t] + torch.stack(
-            [sum(m[j, k] * x[j] for j in range(n)) for k in range(n)]
+            [torch.stack([m[j, k] * x[j] for j in range(n)]).sum(0) for k in range(n)]
         )
         torch.testing.assert_close(after[0, t].double(), expected, rtol=1e-5, atol=1e-5)
 

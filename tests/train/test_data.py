@@ -26,7 +26,7 @@ def sample(*ids: int, answer_from: int = 0, weight: float = 1.0) -> Sample:
 
 def stream(samples: list[Sample], **options: object) -> PackedData:
     values = {"length": 8, "batch_size": 2, "answers_only": False, "pad": 2, "seed": 0} | options
-    return PackedData(samples, **values)  # type: ignore[arg-type]
+    return PackedData(samples, **values)
 
 
 def test_chat_encoding_is_v4_non_thinking(tokenizer_file: Path) -> None:

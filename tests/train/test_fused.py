@@ -37,9 +37,9 @@ def same(
         results.append((outs, [c.grad for c in copies if isinstance(c, Tensor) and c.requires_grad]))
     for mine, reference_one in zip(results[0][0], results[1][0], strict=True):
         torch.testing.assert_close(mine, reference_one, atol=2e-5, rtol=1e-4)
-    for mine, reference_one in zip(results[0][1], results[1][1], strict=True):
-        if reference_one is not None:
-            torch.testing.assert_close(mine, reference_one, atol=1e-4, rtol=1e-3)
+    for own, expected in zip(results[0][1], results[1][1], strict=True):
+        if expected is not None:
+            torch.testing.assert_close(own, expected, atol=1e-4, rtol=1e-3)
 
 
 def test_sinkhorn() -> None:
