@@ -31,8 +31,8 @@ class Terminal:
     def expect(self, text: bytes, *, pressing: bytes = b"") -> None:
         """Read until `text` has come; what came before it is dropped.
 
-        pressing: a key to press every second until then. Python's input() loses a Ctrl-C that comes between the
-        prompt and its wait for input, which on a busy machine can be long.
+        pressing: a key to press every second until then. Python's input() loses a Ctrl-C that comes between
+        the prompt and its wait for input, which on a busy machine can be long.
         """
         end = time.monotonic() + SECONDS
         press = time.monotonic()
