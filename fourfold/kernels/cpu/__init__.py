@@ -48,8 +48,8 @@ native, _reason = _load()
 
 
 def use_threads(count: int) -> None:
-    """Share products among `count` threads, unless FOURFOLD_THREADS says otherwise."""
-    if native is not None and not os.environ.get("FOURFOLD_THREADS"):
+    """Share products among `count` threads from now on, whatever FOURFOLD_THREADS said."""
+    if native is not None:
         native.set_threads(count)
 
 
