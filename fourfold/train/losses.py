@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fourfold.train.data import IGNORE
@@ -53,15 +52,6 @@ def head_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: t
     rows, chosen = hidden.flatten(0, 1)[wanted], targets.flatten()[wanted]
     total: Tensor = _HeadCrossEntropy.apply(rows, weight, chosen, dtype)  # type: ignore[no-untyped-call]
     return total / max(len(chosen), 1)
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The same from logits [B, T, V]: for models that give nothing else."""
-    wanted = (targets != IGNORE).sum().clamp_min(1)
-    total = F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum"
-    )
-    return total / wanted
 
 
 def sequence_balance(scores: Tensor, indices: Tensor, rows: int) -> Tensor:

@@ -86,7 +86,7 @@ def test_wrong_usage_is_2_before_anything_is_loaded(run, monkeypatch, words, mes
         ["chat", "/no/such/folder"],
         ["inspect", "/no/such/folder"],
         ["verify", "/no/such/folder"],
-        ["export", "/no/such/folder", "/tmp/never"],
+        ["export", "/no/such/folder", "/no/such/target"],
         ["train", "/no/such/config.toml"],
     ],
 )

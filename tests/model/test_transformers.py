@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 
 from fourfold.config import ModelConfig
 from fourfold.model.transformer import Transformer
 from tests.model.conftest import TINY, build, tokens
 
-transformers = pytest.importorskip("transformers", reason="install the dev extra")
 BOUND = 1e-4
 
 # Few index heads often score 0 for several entries (every relu closed). Such ties are arbitrary in
