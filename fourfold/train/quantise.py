@@ -13,20 +13,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fourfold.kernels.formats import FP8_BLOCK, FP8_MAX, power_of_two_scale, round_fp4
+from fourfold.kernels.formats import decode_fp8, round_fp4
+from fourfold.weights.formats import encode_fp8
 
 Rounding = Callable[[Tensor], Tensor]
 
 
 def round_fp8_blocks(weight: Tensor) -> Tensor:
-    """weight [..., O, I] on the e4m3 grid, one scale 2^ceil(log2(amax/448)) per 128x128 block; float32."""
-    rows, columns = weight.shape[-2:]
-    padded = nn.functional.pad(weight.float(), (0, -columns % FP8_BLOCK, 0, -rows % FP8_BLOCK))
-    blocks = padded.unflatten(-2, (-1, FP8_BLOCK)).unflatten(-1, (-1, FP8_BLOCK))
-    amax = blocks.abs().amax(dim=(-3, -1), keepdim=True)
-    scale = power_of_two_scale(amax.clamp_min(torch.finfo(torch.float32).tiny), FP8_MAX)
-    rounded = (blocks / scale).to(torch.float8_e4m3fn).float() * scale
-    return rounded.flatten(-2).flatten(-3, -2)[..., :rows, :columns]
+    """weight [..., O, I] as the export stores it in FP8, one scale per 128x128 block; float32."""
+    return decode_fp8(*encode_fp8(weight))
 
 
 def round_bf16(weight: Tensor) -> Tensor:
