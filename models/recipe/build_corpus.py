@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import chitchat
+import contamination
 import filters
 import records
 import teacher
@@ -45,8 +46,10 @@ LICENCES = {
 }
 
 
-def from_teacher(paths: Iterable[Path], drops: Counter[str]) -> list[Record]:
-    """Filtered and deduplicated teacher records, in raw order."""
+def from_teacher(
+    paths: Iterable[Path], evaluated: set[contamination.Run], drops: Counter[str]
+) -> list[Record]:
+    """Filtered and deduplicated teacher records, in raw order, none with a run of the `evaluated` words."""
     kept: list[dict[str, Any]] = []
     for path in paths:
         for raw in records.read(path):
@@ -54,6 +57,8 @@ def from_teacher(paths: Iterable[Path], drops: Counter[str]) -> list[Record]:
             drops[f"templates {raw['templates']}"] += 1
             text = filters.repair(raw["response"], raw["kind"])
             reason = filters.reason_to_drop(raw, text)
+            if not reason and not evaluated.isdisjoint(contamination.runs(text)):
+                reason = "words of the evaluation sets"
             if reason:
                 drops[reason] += 1
             else:
@@ -164,11 +169,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--raw", type=Path, nargs="+", required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--eval", type=Path, default=Path("models/eval"), help="sets to keep out")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     encoder = Encoder(args.tokenizer)
     drops: Counter[str] = Counter()
-    written = from_teacher(args.raw, drops)
+    written = from_teacher(args.raw, contamination.evaluation_runs(args.eval), drops)
     tokens = sum(len(encoder.record(r)[0]) for r in written)
     chat = from_chitchat(known_words(written), int(tokens * CHITCHAT_SHARE), encoder)
     everything = [*written, *from_templates(), *chat]
