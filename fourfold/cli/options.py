@@ -52,8 +52,11 @@ Device = Annotated[
     str, typer.Option(callback=known_device, help="Where to compute: cpu, cuda, cuda:1, npu …")
 ]
 Numerics = Annotated[
-    Literal["exact", "deployed"],
-    typer.Option(help="exact: float32 mathematics of the stored weights; deployed: the published rounding."),
+    Literal["exact", "deployed", "fast"],
+    typer.Option(
+        help="exact: float32 mathematics of the stored weights; deployed: the published rounding; fast: bf16 "
+        "products and cache."
+    ),
 ]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.", min=0)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]

@@ -14,11 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fourfold.kernels.formats import Rounding
+
 # Errors are read against the rms of the reference's result.
 F32 = 2e-5  # sums in another order
 BF16 = 2e-2  # one step of bf16 at the largest values
 FLIPS = 2e-2  # a rounding inside that falls the other way for a few values
 SAME = 0.0  # bits must match
+
+NONE, FP8 = Rounding.NONE, Rounding.FP8
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,10 @@ def _linear(draw: Draw) -> Iterator[Case]:
     for format in ("f32", "bf16", "fp8", "fp4"):
         for tokens, columns, rows in ((1, 256, 192), (3, 512, 130), (37, 128, 384)):
             arguments = (draw.normal(tokens, columns), *draw.stored(format, rows, columns))
-            yield Case("linear", f"{format} [{tokens}, {columns}] -> {rows}", arguments, F32)
+            label = f"{format} [{tokens}, {columns}] -> {rows}"
+            yield Case("linear", label, arguments, F32)
+            yield Case("linear", f"{label}, bf16 products", (*arguments, Rounding.BF16), F32)
+            yield Case("linear", f"{label}, fp8 inputs", (*arguments, Rounding.FP8), F32)
     arguments = (draw.normal(5, 256, dtype=torch.bfloat16), *draw.stored("fp8", 128, 256))
     yield Case("linear", "fp8 bf16 input", arguments, BF16)
 
@@ -83,21 +90,26 @@ def _grouped_linear(draw: Draw) -> Iterator[Case]:
         for tokens, groups in ((1, 2), (9, 4)):
             weight, scale = draw.stored(format, groups * 128, 256)
             arguments = (draw.normal(2, tokens, groups, 256), weight, scale, groups)
-            yield Case("grouped_linear", f"{format} {groups} groups, {tokens} tokens", arguments, F32)
+            label = f"{format} {groups} groups, {tokens} tokens"
+            yield Case("grouped_linear", label, arguments, F32)
+            yield Case("grouped_linear", f"{label}, bf16 products", (*arguments, Rounding.BF16), F32)
 
 
 def _experts(draw: Draw) -> Iterator[Case]:
     for format in ("f32", "fp8", "fp4"):
-        for tokens, rounds in ((1, False), (19, False), (19, True)):
+        for tokens, rounding in ((1, NONE), (19, NONE), (19, Rounding.BF16), (1, FP8), (19, FP8)):
             indices = torch.stack([torch.randperm(8, generator=draw._generator)[:3] for _ in range(tokens)])
             x = draw.normal(tokens, 256) / 16
             weights = draw.normal(tokens, 3).abs()
             w1, s1 = draw.stored(format, 8, 128, 256)
             w3, s3 = draw.stored(format, 8, 128, 256)
             w2, s2 = draw.stored(format, 8, 256, 128)
-            arguments = (x, indices, weights, w1, s1, w3, s3, w2, s2, 10.0, rounds)
-            label = f"{format} {tokens} tokens{', rounded' if rounds else ''}"
-            yield Case("experts", label, arguments, FLIPS if rounds else F32)
+            arguments = (x, indices, weights, w1, s1, w3, s3, w2, s2, 10.0, rounding)
+            label = f"{format} {tokens} tokens, inputs {rounding.name.lower()}"
+            yield Case("experts", label, arguments, F32 if rounding is NONE else FLIPS)
+        places = torch.tensor([3, -1, 0, 2, -1, 1, 5, 4])
+        elsewhere = (x, indices, weights, w1, s1, w3, s3, w2, s2, 10.0, NONE, places)
+        yield Case("experts", f"{format} {tokens} tokens, some experts elsewhere", elsewhere, F32)
 
 
 def _swiglu(draw: Draw) -> Iterator[Case]:
@@ -169,6 +181,8 @@ def _sparse_attention(draw: Draw) -> Iterator[Case]:
             arguments = (q, window, rows, stored, reach, index, draw.normal(heads), width**-0.5)
             label = f"{source}, {str(dtype).removeprefix('torch.')}"
             yield Case("sparse_attention", label, arguments, bound)
+            rounded = (*arguments, Rounding.BF16)
+            yield Case("sparse_attention", f"{label}, bf16 products", rounded, FLIPS)
 
 
 def _choices(draw: Draw, tokens: int, entries: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fourfold.errors import KernelError
 from fourfold.kernels import chips, reference
+from fourfold.kernels.formats import Rounding
 
 OPERATIONS = (
     "linear",
@@ -119,22 +120,24 @@ def _first_use(device: str) -> dict[str, Callable[..., Any]]:
     return _TABLES.get(device, _REFERENCE)
 
 
-def linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
-    """y = x · Wᵀ with float32 products and sums, in the dtype of x.
+def linear(x: Tensor, weight: Tensor, scale: Tensor | None, rounding: Rounding = Rounding.NONE) -> Tensor:
+    """y = round(x) · Wᵀ with float32 products and sums, in the dtype of x.
 
     x [..., I]; weight [O, I] f32, bf16 or FP8 (scale [ceil(O/128), ceil(I/128)]) or FP4 [O, I/2]
     (scale [O, I/32]); returns [..., O].
     """
-    return _impl("linear", x)(x, weight, scale)
+    return _impl("linear", x)(x, weight, scale, rounding)
 
 
-def grouped_linear(x: Tensor, weight: Tensor, scale: Tensor | None, groups: int) -> Tensor:
-    """One matrix per group: y[..., g, :] = x[..., g, :] · W_gᵀ.
+def grouped_linear(
+    x: Tensor, weight: Tensor, scale: Tensor | None, groups: int, rounding: Rounding = Rounding.NONE
+) -> Tensor:
+    """One matrix per group: y[..., g, :] = round(x[..., g, :]) · W_gᵀ.
 
     x [..., G, I]; weight [G·O, I], stored as in `linear`; returns [..., G, O].  V4 report 2.3.1, the grouped
     output projection.
     """
-    return _impl("grouped_linear", x)(x, weight, scale, groups)
+    return _impl("grouped_linear", x)(x, weight, scale, groups, rounding)
 
 
 def experts(
@@ -148,15 +151,19 @@ def experts(
     w2: Tensor,
     s2: Tensor | None,
     limit: float,
-    round_input: bool,
+    rounding: Rounding = Rounding.NONE,
+    places: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Σ_k w2·(weight_k · swiglu(w1·x, w3·x)) over the K experts chosen for each token; sums in float32.
 
-    x [N, D]; indices [N, K] int64; weights [N, K] f32; w1, w3 [E, I, D], w2 [E, D, I] in any stored format;
+    x [N, D]; indices [N, K] int64; weights [N, K] f32; w1, w3 [S, I, D], w2 [S, D, I] in any stored format;
     returns [N, D] f32.  A token adds its experts in ascending order of their number, whatever the batch.
-    round_input rounds both products' inputs to FP8 groups of 128 (deployed numerics).  V4 report 2.1.
+    `rounding` is that of both products' inputs.  places [E] int64: the row of the stacks that holds each
+    expert, -1 for experts outside of them, whose choices are left out; None: row e is expert e.
+    out [N, D] f32: the sums are added to it, in place.  V4 report 2.1.
     """
-    return _impl("experts", x)(x, indices, weights, w1, s1, w3, s3, w2, s2, limit, round_input)
+    return _impl("experts", x)(x, indices, weights, w1, s1, w3, s3, w2, s2, limit, rounding, places, out)
 
 
 def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
@@ -231,15 +238,17 @@ def sparse_attention(
     entry_index: Tensor | None,
     sink: Tensor,
     scale: float,
+    rounding: Rounding = Rounding.NONE,
 ) -> Tensor:
     """Softmax attention of all heads over one shared key-value vector, with a sink logit of value zero.
 
     q [B, T, H, C]; window [B, L, C] and window_range [B, T, 2] int64: rows start..end-1 are seen;
     entries [B, S, C] are seen by entry_range [B, T, 2] or, if given, by entry_index [B, T, K] int64 (-1:
-    none); sink [H] f32; returns [B, T, H, C] in the dtype of q, sums in float32.  V4 report 2.3.
+    none); sink [H] f32; returns [B, T, H, C] in the dtype of q, sums in float32.  Rounding.BF16 rounds the
+    queries and the softmax's weights before their products.  V4 report 2.3.
     """
     return _impl("sparse_attention", q)(
-        q, window, window_range, entries, entry_range, entry_index, sink, scale
+        q, window, window_range, entries, entry_range, entry_index, sink, scale, rounding
     )
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fourfold.kernels.formats import Rounding, round_input
+
 _QUERY_BLOCK = 256
 _SCORES = 1 << 25
 """Elements that one block's score matrix or gathered entries may have (128 MiB of float32)."""
@@ -24,7 +26,10 @@ def sparse_attention(
     entry_index: Tensor | None,
     sink: Tensor,
     scale: float,
+    rounding: Rounding = Rounding.NONE,
 ) -> Tensor:
+    dtype = q.dtype
+    q = round_input(q.float(), rounding)
     batch, tokens, heads, width = q.shape
     gathers = entries is not None and entry_index is not None and _gathering_pays(entries, entry_index)
     per_query = batch * heads * (window_range.shape[1] + (0 if entries is None else entries.shape[1]))
@@ -41,7 +46,7 @@ def sparse_attention(
             sources.append(choose(q[:, rows], entries, entry_index[:, rows]))
         elif entries is not None and entry_range is not None:
             sources.append(_ranged(q[:, rows], entries, entry_range[:, rows]))
-        parts.append(_attend(sources, sink, scale, q.dtype))
+        parts.append(_attend(sources, sink, scale, rounding).to(dtype))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
@@ -81,11 +86,11 @@ def _shared_scores(q: Tensor, kv: Tensor) -> Tensor:
     return q.transpose(1, 2).to(torch.float32) @ kv.transpose(1, 2).unsqueeze(1)
 
 
-def _attend(sources: list[Source], sink: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+def _attend(sources: list[Source], sink: Tensor, scale: float, rounding: Rounding) -> Tensor:
     masked = [(s.float() * scale).masked_fill(~mask, float("-inf")) for s, mask, _ in sources]
     batch, heads, tokens = masked[0].shape[:3]
     column = sink.view(1, heads, 1, 1).expand(batch, heads, tokens, 1).float()
-    weights = torch.cat([*masked, column], dim=-1).softmax(dim=-1)
+    weights = round_input(torch.cat([*masked, column], dim=-1).softmax(dim=-1), rounding)
     out = None
     begin = 0
     for scores, _, values in sources:
@@ -97,7 +102,7 @@ def _attend(sources: list[Source], sink: Tensor, scale: float, dtype: torch.dtyp
             part = torch.einsum("bhtk,btkc->bthc", p, values)
         out = part if out is None else out + part
     assert out is not None
-    return out.to(dtype)
+    return out
 
 
 def index_topk(q: Tensor, weights: Tensor, keys: Tensor, visible: Tensor, k: int) -> Tensor:

@@ -7,6 +7,8 @@ published model does to activations and to the KV cache, and what quantisation-a
 
 from __future__ import annotations
 
+from enum import Enum
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ FP8_BLOCK = 128
 """Edge of the square of FP8 weights that share one scale."""
 FP4_GROUP = 32
 """Number of FP4 values along K that share one scale."""
+ACTIVATION_GROUP = 128
+"""Number of values of a product's input that share one FP8 scale."""
 FP8_MAX = 448.0
 FP4_MAX = 6.0
 E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -22,6 +26,14 @@ E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 # The published activation rounding never scales below this amplitude, so that silence stays silent.
 _FP8_AMAX_FLOOR = 1e-4
 _FP4_AMAX_FLOOR = FP4_MAX * 2.0**-126
+
+
+class Rounding(Enum):
+    """What happens to the input of a product before it: nothing, bfloat16, or FP8 in groups of 128."""
+
+    NONE = 0
+    BF16 = 1
+    FP8 = 2
 
 
 def _byte_to_pair_table() -> Tensor:
@@ -88,6 +100,13 @@ def round_fp8(x: Tensor, group: int) -> Tensor:
     scale = power_of_two_scale(grouped.abs().amax(-1, keepdim=True).clamp_min(_FP8_AMAX_FLOOR), FP8_MAX)
     rounded = (grouped / scale).to(torch.float8_e4m3fn).to(torch.float32) * scale
     return rounded.flatten(-2)[..., :width].to(x.dtype)
+
+
+def round_input(x: Tensor, rounding: Rounding) -> Tensor:
+    """x [..., I] as a product takes it; same shape and dtype."""
+    if rounding is Rounding.FP8:
+        return round_fp8(x, ACTIVATION_GROUP)
+    return x.to(torch.bfloat16).to(x.dtype) if rounding is Rounding.BF16 else x
 
 
 def round_fp4(x: Tensor, group: int = FP4_GROUP) -> Tensor:

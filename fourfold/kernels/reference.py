@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fourfold.kernels.attention_reference import index_topk, sparse_attention
-from fourfold.kernels.formats import decode, in_features, round_fp4, round_fp8
+from fourfold.kernels.formats import Rounding, decode, in_features, round_fp4, round_fp8, round_input
 
 __all__ = [
     "experts",
@@ -36,10 +36,10 @@ __all__ = [
 # A stored matrix is decoded in slabs of rows of at most this many weights (64 MiB of float32), so that no
 # head or expert ever lies in memory as a whole at four bytes a weight.
 _DECODED_WEIGHTS = 1 << 24
-_ACTIVATION_GROUP = 128
 
 
-def linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, scale: Tensor | None, rounding: Rounding = Rounding.NONE) -> Tensor:
+    x = round_input(x, rounding)
     if weight.dtype == torch.float32:
         return F.linear(x.to(torch.float32), weight).to(x.dtype)
     rows = max(128, _DECODED_WEIGHTS // in_features(weight) // 128 * 128)
@@ -61,9 +61,12 @@ def _row_slabs(weight: Tensor, scale: Tensor | None, rows: int) -> list[tuple[Te
     return slabs
 
 
-def grouped_linear(x: Tensor, weight: Tensor, scale: Tensor | None, groups: int) -> Tensor:
+def grouped_linear(
+    x: Tensor, weight: Tensor, scale: Tensor | None, groups: int, rounding: Rounding = Rounding.NONE
+) -> Tensor:
     matrices = decode(weight, scale).unflatten(0, (groups, -1))
-    return torch.einsum("...gi,goi->...go", x.to(matrices.dtype), matrices).to(x.dtype)
+    y = round_input(x, rounding).to(matrices.dtype)
+    return torch.einsum("...gi,goi->...go", y, matrices).to(x.dtype)
 
 
 def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
@@ -81,28 +84,33 @@ def experts(
     w2: Tensor,
     s2: Tensor | None,
     limit: float,
-    round_input: bool,
+    rounding: Rounding = Rounding.NONE,
+    places: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    x = round_fp8(x.float(), _ACTIVATION_GROUP) if round_input else x.float()
+    x = round_input(x.float(), rounding)
     # Sorted by expert, so that each chosen expert is decoded once and every token adds in the same order.
     order = torch.argsort(indices.flatten(), stable=True)
     chosen = indices.flatten()[order]
     tokens = order // indices.shape[1]
     amounts = weights.flatten()[order].unsqueeze(-1)
-    y = torch.zeros(x.shape[0], w2.shape[1], dtype=torch.float32, device=x.device)
+    y = torch.zeros(x.shape[0], w2.shape[1], dtype=torch.float32, device=x.device) if out is None else out
     begin = 0
     for expert, count in zip(
         *(v.tolist() for v in chosen.unique_consecutive(return_counts=True)), strict=True
     ):
         part = slice(begin, begin + count)
         begin += count
+        if places is not None:
+            expert = int(places[expert])
+            if expert < 0:
+                continue
         rows = x[tokens[part]]
         gate = linear(rows, w1[expert], None if s1 is None else s1[expert])
         up = linear(rows, w3[expert], None if s3 is None else s3[expert])
         inner = swiglu(gate, up, limit) * amounts[part]
-        inner = round_fp8(inner, _ACTIVATION_GROUP) if round_input else inner
-        out = linear(inner, w2[expert], None if s2 is None else s2[expert])
-        y = y.index_add(0, tokens[part], out.float())
+        result = linear(inner, w2[expert], None if s2 is None else s2[expert], rounding)
+        y = y.index_add(0, tokens[part], result) if out is None else y.index_add_(0, tokens[part], result)
     return y
 
 

@@ -34,10 +34,12 @@ class Attention(nn.Module):
         self.wq_b = Linear(config.q_lora_rank, heads * width, numerics)
         self.wkv = Linear(config.hidden_size, width, numerics)
         self.kv_norm = RMSNorm(width, eps)
-        self.wo_a = GroupedLinear(heads * width // self.groups, config.o_lora_rank, self.groups)
+        self.wo_a = GroupedLinear(heads * width // self.groups, config.o_lora_rank, self.groups, numerics)
         self.wo_b = Linear(self.groups * config.o_lora_rank, config.hidden_size, numerics)
         self.attn_sink = nn.Parameter(torch.zeros(heads))
-        self.compressor = Compressor(config, ratio, width, overlapping=kind == "csa") if ratio else None
+        self.compressor = (
+            Compressor(config, ratio, width, overlapping=kind == "csa", numerics=numerics) if ratio else None
+        )
         self.indexer = Indexer(config, ratio, numerics) if kind == "csa" else None
 
     def forward(self, x: Tensor, batch: ForwardBatch, memory: LayerMemory) -> Tensor:
@@ -58,6 +60,7 @@ class Attention(nn.Module):
             chosen,
             self.attn_sink,
             self.width**-0.5,
+            self.numerics.rounding,
         )
         o = kernels.rope(o, *angles, inverse=True)
         o = self.wo_a(o.flatten(-2).unflatten(-1, (self.groups, -1)))

@@ -10,6 +10,7 @@ from fourfold.config import ModelConfig
 from fourfold.model.batch import ForwardBatch
 from fourfold.model.buffers import KVBuffer
 from fourfold.model.linear import INIT_STD, RMSNorm, StoredWeight
+from fourfold.model.numerics import Numerics
 
 
 class Compressor(nn.Module):
@@ -19,8 +20,11 @@ class Compressor(nn.Module):
     tokens and the first half of the m before.  All in float32.  V4 report 2.3.1, eq. 9-12; 2.3.2, eq. 20-23.
     """
 
-    def __init__(self, config: ModelConfig, ratio: int, width: int, *, overlapping: bool) -> None:
+    def __init__(
+        self, config: ModelConfig, ratio: int, width: int, *, overlapping: bool, numerics: Numerics
+    ) -> None:
         super().__init__()
+        self.numerics = numerics
         self.ratio, self.width, self.overlapping = ratio, width, overlapping
         channels = 2 * width if overlapping else width
         self.wkv = StoredWeight(channels, config.hidden_size)
@@ -31,8 +35,9 @@ class Compressor(nn.Module):
     def forward(self, x: Tensor, batch: ForwardBatch, tail: KVBuffer) -> Tensor:
         """x [B, T, D] -> the entries completed by these tokens, normed and turned, [B, S, width] float32."""
         x = x.float()
-        values = kernels.linear(x, self.wkv.weight, self.wkv.scale)
-        scores = kernels.linear(x, self.wgate.weight, self.wgate.scale)
+        rounding = self.numerics.rounding
+        values = kernels.linear(x, self.wkv.weight, self.wkv.scale, rounding)
+        scores = kernels.linear(x, self.wgate.weight, self.wgate.scale, rounding)
         scores = scores.float() + self.ape[batch.layout.positions % self.ratio]
         pending = tail.extend(torch.cat([values.float(), scores], dim=-1))
         values, scores = self._gather(pending, batch.layout.blocks(self.ratio, self.overlapping).tokens)

@@ -26,7 +26,7 @@ class Indexer(nn.Module):
         self.numerics = numerics
         self.wq_b = Linear(config.q_lora_rank, self.heads * self.width, numerics)
         self.weights_proj = Linear(config.hidden_size, self.heads, numerics)
-        self.compressor = Compressor(config, ratio, self.width, overlapping=True)
+        self.compressor = Compressor(config, ratio, self.width, overlapping=True, numerics=numerics)
 
     def forward(self, x: Tensor, qr: Tensor, batch: ForwardBatch, memory: LayerMemory) -> Tensor | None:
         """x [B, T, D], qr [B, T, q_lora_rank] -> entries [B, T, K] int64, -1 padded; None when all are

@@ -30,22 +30,23 @@ class Linear(StoredWeight):
         self.numerics = numerics
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.linear(self.numerics.linear_input(x, self.weight), self.weight, self.scale)
+        return kernels.linear(x, self.weight, self.scale, self.numerics.input_of(self.weight))
 
 
 class GroupedLinear(StoredWeight):
     """One [O, I] matrix per group, stored as [G·O, I].  V4 report 2.3.1, the grouped output projection.
 
-    Its input is not rounded in deployed numerics: the published model dequantises this weight to bf16.
+    Its input is not rounded to FP8 in deployed numerics: the published model dequantises this weight to bf16.
     """
 
-    def __init__(self, in_features: int, out_features: int, groups: int) -> None:
+    def __init__(self, in_features: int, out_features: int, groups: int, numerics: Numerics) -> None:
         super().__init__(groups * out_features, in_features)
         self.groups = groups
+        self.numerics = numerics
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., G, I] -> [..., G, O]."""
-        return kernels.grouped_linear(x, self.weight, self.scale, self.groups)
+        return kernels.grouped_linear(x, self.weight, self.scale, self.groups, self.numerics.rounding)
 
 
 class RMSNorm(nn.Module):

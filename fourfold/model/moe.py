@@ -56,9 +56,9 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """x [N, D] -> [N, D] f32."""
         w1, w3, w2 = self.w1.weight, self.w3.weight, self.w2.weight
-        rounds = self.numerics.rounds and self.w1.scale is not None
+        rounding = self.numerics.input_of(w1)
         return kernels.experts(
-            x, indices, weights, w1, self.w1.scale, w3, self.w3.scale, w2, self.w2.scale, self.limit, rounds
+            x, indices, weights, w1, self.w1.scale, w3, self.w3.scale, w2, self.w2.scale, self.limit, rounding
         )
 
 

@@ -1,5 +1,5 @@
-"""Which roundings a forward pass makes: none ("exact") or those the published model was trained with
-("deployed")."""
+"""Which roundings a forward pass makes: none ("exact"), those the published model was trained with
+("deployed"), or those that matrix units want ("fast")."""
 
 from __future__ import annotations
 
@@ -10,44 +10,50 @@ from torch import Tensor
 
 from fourfold import kernels
 from fourfold.errors import ConfigError
-from fourfold.kernels.formats import FP4_GROUP, is_packed
+from fourfold.kernels.formats import FP4_GROUP, Rounding, is_packed
 
-_ACTIVATION_GROUP = 128
 _KV_GROUP = 64
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """exact: float32 mathematics of the stored weights.  deployed: bf16 between operations, FP8 inputs of
-    packed linears (groups of 128), FP8 non-RoPE dims of the KV cache (groups of 64), FP4 index queries and
-    keys. V4 report 3.4; groups as in the published reference.
+    """exact: float32 mathematics of the stored weights.
+
+    deployed: bf16 between operations, FP8 inputs of packed linears (groups of 128), FP8 non-RoPE dims of the
+    KV cache (groups of 64), FP4 index queries and keys.  V4 report 3.4; groups as in the published reference.
+    fast: float32 between operations, bf16 inputs of products and a bf16 KV cache.
     """
 
     name: str
     dtype: torch.dtype
-    rounds: bool
+    kv_dtype: torch.dtype | None = None
+    """None: as `dtype`."""
+    rounding: Rounding = Rounding.NONE
+    """Of inputs of products whose weights are not packed; theirs is FP8 where `published`."""
+    published: bool = False
 
-    def linear_input(self, x: Tensor, weight: Tensor) -> Tensor:
-        """What a linear with this stored weight multiplies."""
-        return kernels.round_fp8(x, _ACTIVATION_GROUP) if self.rounds and is_packed(weight) else x
+    def input_of(self, weight: Tensor) -> Rounding:
+        """How a linear with this stored weight rounds its input."""
+        return Rounding.FP8 if self.published and is_packed(weight) else self.rounding
 
     def kv(self, kv: Tensor, rope_width: int) -> Tensor:
         """A window or compressed entry [..., C] as the cache keeps it; its last rope_width dims stay bf16."""
-        kv = kv.to(self.dtype)
-        if not self.rounds:
+        kv = kv.to(self.kv_dtype or self.dtype)
+        if not self.published:
             return kv
         still, turned = kv[..., :-rope_width], kv[..., -rope_width:]
         return torch.cat([kernels.round_fp8(still, _KV_GROUP), turned], dim=-1)
 
     def index(self, x: Tensor) -> Tensor:
         """An index query or key after the Hadamard transform."""
-        x = x.to(self.dtype)
-        return kernels.round_fp4(x, FP4_GROUP) if self.rounds else x
+        x = x.to(self.kv_dtype or self.dtype)
+        return kernels.round_fp4(x, FP4_GROUP) if self.published else x
 
 
 _NUMERICS = {
-    "exact": Numerics("exact", torch.float32, rounds=False),
-    "deployed": Numerics("deployed", torch.bfloat16, rounds=True),
+    "exact": Numerics("exact", torch.float32),
+    "deployed": Numerics("deployed", torch.bfloat16, rounding=Rounding.BF16, published=True),
+    "fast": Numerics("fast", torch.float32, kv_dtype=torch.bfloat16, rounding=Rounding.BF16),
 }
 
 

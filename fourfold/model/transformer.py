@@ -46,7 +46,7 @@ class Transformer(HeadCollapse):
     """DeepSeek-V4.  Parameter names are the checkpoint's, routed experts stacked.
 
     A fresh one has random float32 weights for training; `assign` puts stored weights in their place.
-    numerics: "exact" or "deployed".  ConfigError: more than one MTP block, or one that compresses.
+    numerics: "exact", "deployed" or "fast".  ConfigError: more than one MTP block, or one that compresses.
     """
 
     def __init__(self, config: ModelConfig, numerics: str = "exact") -> None:
@@ -254,7 +254,10 @@ class Transformer(HeadCollapse):
 
     def _logits(self, streams: Tensor) -> Tensor:
         x = self.norm(self.collapse(streams, self.config))
-        return kernels.linear(x.float(), self.head.weight, self.head.scale).float()
+        return self._head(x)
+
+    def _head(self, x: Tensor) -> Tensor:
+        return kernels.linear(x.float(), self.head.weight, self.head.scale, self.numerics.rounding)
 
     def _remember(self, cache: Cache, ids: Tensor, streams: Tensor) -> None:
         """Keep what the MTP block would need if it were asked next time."""
@@ -286,7 +289,7 @@ class Transformer(HeadCollapse):
             streams, following = self._recall(cache, segment)
             memory = cache.mtp.layer
         x = self._guess(streams, following, layout, memory, routing)[:, -wanted:]
-        return kernels.linear(x.float(), self.head.weight, self.head.scale).float()
+        return self._head(x)
 
     def _recall(self, cache: Cache, segment: Segment) -> tuple[Tensor, Tensor]:
         """Streams at the segment's positions and the tokens after them, from the history."""

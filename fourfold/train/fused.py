@@ -4,6 +4,7 @@ The same equations as `kernels.reference`, arranged for autograd and a narrow me
 only moves numbers is one function that torch.compile can fuse, tokens are gathered for all experts at once,
 attention is one product over window and entries together, and Sinkhorn's derivative is written out. The
 objective selects them with `kernels.replaced`; tests hold each against the reference, gradients included.
+Training never rounds a product's input, so `rounding` goes unread.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fourfold.kernels.formats import Rounding
 from fourfold.train.sinkhorn import Sinkhorn
 
 Function = Callable[..., Any]
@@ -25,12 +27,14 @@ FORMS = 32
 """Shapes and types for which one function may be compiled."""
 
 
-def linear(x: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, scale: Tensor | None, rounding: Rounding = Rounding.NONE) -> Tensor:
     # No detour over float32: under autocast both sides become bf16 anyway.
     return F.linear(x, weight).to(x.dtype)
 
 
-def grouped_linear(x: Tensor, weight: Tensor, scale: Tensor | None, groups: int) -> Tensor:
+def grouped_linear(
+    x: Tensor, weight: Tensor, scale: Tensor | None, groups: int, rounding: Rounding = Rounding.NONE
+) -> Tensor:
     parts = [F.linear(x[..., g, :], w) for g, w in enumerate(weight.chunk(groups))]
     return torch.stack(parts, dim=-2).to(x.dtype)
 
@@ -111,7 +115,9 @@ def routed_experts(
     w2: Tensor,
     s2: Tensor | None,
     limit: float,
-    round_input: bool,
+    rounding: Rounding = Rounding.NONE,
+    places: None = None,
+    out: None = None,
     gated: Function = swiglu,
 ) -> Tensor:
     count = indices.shape[1]
@@ -123,11 +129,11 @@ def routed_experts(
     up = torch.cat([F.linear(part, w) for part, w in zip(parts, w3.unbind(), strict=True)])
     inner = gated(gate, up, limit) * weights.flatten().index_select(0, order).unsqueeze(-1)
     parts = inner.to(gate.dtype).split(sizes)
-    out = torch.cat([F.linear(part, w) for part, w in zip(parts, w2.unbind(), strict=True)])
+    results = torch.cat([F.linear(part, w) for part, w in zip(parts, w2.unbind(), strict=True)])
     # Back into token order and summed, instead of a scattered addition.
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order), device=order.device)
-    return out.index_select(0, place).unflatten(0, (-1, count)).float().sum(1)
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    return results.index_select(0, back).unflatten(0, (-1, count)).float().sum(1)
 
 
 class Fused:
@@ -206,6 +212,7 @@ class Fused:
         entry_index: Tensor | None,
         sink: Tensor,
         scale: float,
+        rounding: Rounding = Rounding.NONE,
     ) -> Tensor:
         """As the contract, for rows short enough for a whole matrix of scores; entry_index becomes a mask."""
         hidden = _outside(window_range, window.shape[1])

@@ -115,7 +115,7 @@ class V4Objective(_Common):
         self.model_config = model_config
         self.formats = export_formats(config, model_config)
         # Streams in the training dtype, as published; nothing else is rounded between operations.
-        model.numerics = Numerics("training", self.dtype, rounds=False)
+        model.numerics = Numerics("training", self.dtype)
         fused = Fused(config.data.sequence_length if config.run.compile else None)
         self.operations = fused.operations
         self.indexers = IndexerLoss(model)

@@ -16,7 +16,7 @@ from torch import Tensor
 from fourfold import kernels
 from fourfold.errors import KernelError
 from fourfold.kernels import cpu, reference
-from fourfold.kernels.formats import decode
+from fourfold.kernels.formats import Rounding, decode
 
 Packed = tuple[Tensor, Tensor]
 
@@ -183,8 +183,8 @@ else:
         weights = stack(fp8, 4, 128, 256)
         chosen = torch.arange(40).remainder(4).unsqueeze(1)
         amounts = torch.ones(40, 1)
-        plain = ops.experts(rounded, chosen, amounts, *weights, 10.0, True)
-        assert torch.equal(ops.experts(x, chosen, amounts, *weights, 10.0, True), plain)
+        plain = ops.experts(rounded, chosen, amounts, *weights, 10.0, Rounding.FP8)
+        assert torch.equal(ops.experts(x, chosen, amounts, *weights, 10.0, Rounding.FP8), plain)
 
     def test_a_token_alone_and_among_others_has_the_same_bits(
         isa: str, threads: Callable[[int], None]
@@ -194,20 +194,20 @@ else:
         chosen = torch.rand(16, 4).argsort(-1)[:, :2]
         for count in (1, 2):
             threads(count)
-            batch = ops.experts(x, chosen, amounts, *weights, 10.0, False)
+            batch = ops.experts(x, chosen, amounts, *weights, 10.0, Rounding.NONE)
             for i in range(16):
                 part = slice(i, i + 1)
-                alone = ops.experts(x[part], chosen[part], amounts[part], *weights, 10.0, False)
+                alone = ops.experts(x[part], chosen[part], amounts[part], *weights, 10.0, Rounding.NONE)
                 assert torch.equal(alone, batch[part])
-        flipped = ops.experts(x, chosen.flip(1), amounts.flip(1), *weights, 10.0, False)
+        flipped = ops.experts(x, chosen.flip(1), amounts.flip(1), *weights, 10.0, Rounding.NONE)
         assert torch.equal(flipped, batch)
 
     def test_a_token_may_choose_an_expert_twice(isa: str) -> None:
         weights = stack(fp8, 3, 128, 128)
         x, amounts = torch.randn(2, 128) / 16, torch.rand(2, 2)
         chosen = torch.tensor([[1, 1], [2, 1]])
-        got = ops.experts(x, chosen, amounts, *weights, 10.0, False)
-        want = reference.experts(x, chosen, amounts, *weights, 10.0, False)
+        got = ops.experts(x, chosen, amounts, *weights, 10.0, Rounding.NONE)
+        want = reference.experts(x, chosen, amounts, *weights, 10.0, Rounding.NONE)
         assert (got - want).abs().max() <= 2e-6 * want.abs().max()
 
     @pytest.mark.parametrize("tokens", [0, 1, 65, 200])
@@ -253,7 +253,10 @@ else:
         assert ops.linear(x[:0], weight, scale).shape == (0, 40)
         assert ops.linear(x.reshape(2, 1, 3, 64), weight, scale).shape == (2, 1, 3, 40)
         none = torch.zeros(0, 2, dtype=torch.int64)
-        assert ops.experts(x[:0], none, none.float(), *stack(fp8, 2, 64, 64), 10.0, False).shape == (0, 64)
+        assert ops.experts(x[:0], none, none.float(), *stack(fp8, 2, 64, 64), 10.0, Rounding.NONE).shape == (
+            0,
+            64,
+        )
 
     def test_wrong_arguments_are_named() -> None:
         weight, scale = fp4(8, 64)
@@ -270,7 +273,12 @@ else:
             native.linear("x", weight, scale, y)
         with pytest.raises(ValueError, match="indices names an expert that does not exist"):
             ops.experts(
-                torch.randn(1, 64), torch.tensor([[2]]), torch.ones(1, 1), *stack(fp4, 2, 64, 64), 10.0, False
+                torch.randn(1, 64),
+                torch.tensor([[2]]),
+                torch.ones(1, 1),
+                *stack(fp4, 2, 64, 64),
+                10.0,
+                Rounding.NONE,
             )
 
     def test_two_python_threads_at_once() -> None:
