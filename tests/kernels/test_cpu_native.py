@@ -16,9 +16,9 @@ from torch import Tensor
 from fourfold import kernels
 from fourfold.errors import KernelError
 from fourfold.kernels import cpu, reference
-from fourfold.kernels.formats import Rounding, decode
+from fourfold.kernels.formats import Rounding, decode, round_input
 
-Packed = tuple[Tensor, Tensor]
+Packed = tuple[Tensor, Tensor | None]
 
 # Tails of every kind: less than a scale, a chunk of each instruction set, a block; one row, odd rows.
 SHAPES = [(1, 32), (5, 96), (130, 160), (67, 320), (256, 1056)]
@@ -36,6 +36,10 @@ def fp8(*shape: int) -> Packed:
     return codes.view(torch.float8_e4m3fn), exponents(*shape[:-2], *blocks)
 
 
+def bf16(*shape: int) -> tuple[Tensor, None]:
+    return torch.randn(shape).bfloat16(), None
+
+
 def exponents(*shape: int) -> Tensor:
     return torch.randint(120, 128, shape, dtype=torch.uint8).view(torch.float8_e8m0fnu)
 
@@ -44,7 +48,7 @@ def filled(scale: Tensor, code: int) -> Tensor:
     return torch.full(scale.shape, code, dtype=torch.uint8).view(torch.float8_e8m0fnu)
 
 
-def assert_near(got: Tensor, x: Tensor, weight: Tensor, scale: Tensor) -> None:
+def assert_near(got: Tensor, x: Tensor, weight: Tensor, scale: Tensor | None) -> None:
     """Within a few float32 roundings of the true product, relative to the sum of absolute terms."""
     true = decode(weight, scale).double()
     bound = x.double().abs() @ true.abs().T
@@ -105,18 +109,22 @@ else:
             weight, scale = make(300, 416)
             assert torch.equal(ops.linear(torch.eye(416), weight, scale), decode(weight, scale).T)
 
-    def test_nan_in_weights_and_scales_is_seen(isa: str) -> None:
+    @pytest.mark.parametrize("rounding", list(Rounding))
+    def test_nan_in_weights_and_scales_is_seen(isa: str, rounding: Rounding) -> None:
+        def assert_same_nans(x: Tensor, weight: Tensor, scale: Tensor | None) -> None:
+            want = reference.linear(x, weight, scale, rounding).isnan()
+            assert torch.equal(ops.linear(x, weight, scale, rounding).isnan(), want)
+
         weight, scale = fp8(8, 256)
         weight.view(torch.uint8)[2, 17] = 0x7F
         weight.view(torch.uint8)[7, 255] = 0xFF
-        for x in (torch.randn(1, 256), torch.randn(5, 256)):
-            assert torch.equal(
-                ops.linear(x, weight, scale).isnan(), reference.linear(x, weight, scale).isnan()
-            )
+        for n in (1, 5, 40):
+            assert_same_nans(torch.randn(n, 256), weight, scale)
         weight, scale = fp4(8, 256)
+        assert scale is not None
         scale.view(torch.uint8)[3, 5] = 0xFF
-        x = torch.randn(1, 256)
-        assert torch.equal(ops.linear(x, weight, scale).isnan(), reference.linear(x, weight, scale).isnan())
+        for n in (1, 40):
+            assert_same_nans(torch.randn(n, 256), weight, scale)
 
     def test_float32_scales_of_older_exports(isa: str) -> None:
         weight, _ = fp8(200, 300)
@@ -124,21 +132,46 @@ else:
         x = torch.randn(3, 300)
         assert_near(ops.linear(x, weight, scale), x, weight, scale)
 
-    @pytest.mark.parametrize("make", [fp4, fp8])
+    @pytest.mark.parametrize("rounding", list(Rounding))
+    @pytest.mark.parametrize("make", [fp4, fp8, bf16])
     def test_bits_of_a_row_depend_on_nothing_else(
-        isa: str, make: Callable[..., Packed], threads: Callable[[int], None]
+        isa: str, make: Callable[..., Packed], rounding: Rounding, threads: Callable[[int], None]
     ) -> None:
         # Large enough to be shared between threads; an odd number of rows leaves short pieces.
         weight, scale = make(1027, 1056)
-        x = torch.randn(16, 1056)
+        x = torch.randn(70, 1056)
         threads(1)
-        alone = torch.cat([ops.linear(row, weight, scale) for row in x.split(1)])
+        alone = torch.cat([ops.linear(row, weight, scale, rounding) for row in x.split(1)])
         for count in (1, 2, 5):
             threads(count)
-            for n in (1, 2, 3, 5, 16):
-                assert torch.equal(ops.linear(x[:n], weight, scale), alone[:n])
-        some = ops.linear(x[:1], weight[:128], scale[:128] if make is fp4 else scale[:1])
-        assert torch.equal(some, alone[:1, :128])
+            for n in (1, 2, 3, 5, 16, 17, 32, 33, 70):
+                assert torch.equal(ops.linear(x[:n], weight, scale, rounding), alone[:n])
+        few = None if scale is None else scale[:128] if make is fp4 else scale[:1]
+        assert torch.equal(ops.linear(x[:1], weight[:128], few, rounding), alone[:1, :128])
+
+    @pytest.mark.parametrize("make", [fp4, fp8, bf16])
+    @pytest.mark.parametrize("columns", [32, 160, 1056])
+    def test_rounded_products_equal_the_reference(
+        isa: str, make: Callable[..., Packed], columns: int
+    ) -> None:
+        weight, scale = make(131, columns)
+        for n in (1, 4, 19, 40):
+            x = torch.randn(n, columns)
+            for rounding in (Rounding.BF16, Rounding.FP8):
+                got = ops.linear(x, weight, scale, rounding)
+                assert_near(got, round_input(x, rounding), weight, scale)
+
+    def test_scales_at_the_ends_of_their_range(isa: str) -> None:
+        """Products that bfloat16 cannot hold are still those of the reference."""
+        for make in (fp4, fp8):
+            for exponent in (0, 3, 241, 244):
+                weight, scale = make(32, 128)
+                scale = filled(scale, exponent)
+                x = torch.randn(3, 128) * (1e-3 if exponent > 127 else 1e3)
+                want = reference.linear(x, weight, scale, Rounding.BF16)
+                got = ops.linear(x, weight, scale, Rounding.BF16)
+                assert want.isfinite().all()
+                assert torch.allclose(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
 
     @pytest.mark.parametrize(("make", "rows"), [(fp4, 24), (fp8, 128)])
     def test_grouped_linear_is_one_linear_a_group(isa: str, make: Callable[..., Packed], rows: int) -> None:
@@ -162,18 +195,18 @@ else:
         return [t for shape in shapes for t in make(*shape)]
 
     @pytest.mark.parametrize("make", [fp4, fp8])
-    @pytest.mark.parametrize("rounded", [False, True])
+    @pytest.mark.parametrize("rounding", list(Rounding))
     @pytest.mark.parametrize("n", [1, 2, 16])
     def test_experts_equal_the_reference(
-        isa: str, make: Callable[..., Packed], rounded: bool, n: int
+        isa: str, make: Callable[..., Packed], rounding: Rounding, n: int
     ) -> None:
         weights = stack(make, 8, 96, 160)
         x, amounts = torch.randn(n, 160) / 16, torch.rand(n, 3)
         chosen = torch.rand(n, 8).argsort(-1)[:, :3]
-        got = ops.experts(x, chosen, amounts, *weights, 10.0, rounded)
-        want = reference.experts(x, chosen, amounts, *weights, 10.0, rounded)
+        got = ops.experts(x, chosen, amounts, *weights, 10.0, rounding)
+        want = reference.experts(x, chosen, amounts, *weights, 10.0, rounding)
         # Rounding the inner product to FP8 may turn a last-bit difference into a step of 2^-4 in one value.
-        assert (got - want).abs().max() <= (2e-3 if rounded else 2e-6) * want.abs().max()
+        assert (got - want).abs().max() <= (2e-6 if rounding is Rounding.NONE else 2e-3) * want.abs().max()
 
     def test_the_input_is_rounded_to_the_published_grid(isa: str) -> None:
         # What is on the grid stays there: rounding first with the reference must change nothing.
@@ -262,15 +295,15 @@ else:
         weight, scale = fp4(8, 64)
         y = torch.empty(1, 8)
         with pytest.raises(ValueError, match="x does not fit the weight"):
-            native.linear(torch.randn(1, 32), weight, scale, y)
+            native.linear(torch.randn(1, 32), weight, scale, 0, y)
         with pytest.raises(ValueError, match="scale does not fit its weight"):
-            native.linear(torch.randn(1, 64), weight, scale[:, :1].contiguous(), y)
-        with pytest.raises(ValueError, match="x has the wrong dtype"):
-            native.linear(torch.randn(1, 64).double(), weight, scale, y)
+            native.linear(torch.randn(1, 64), weight, scale[:, :1].contiguous(), 0, y)
+        with pytest.raises(ValueError, match="x is neither float32 nor bfloat16"):
+            native.linear(torch.randn(1, 64).double(), weight, scale, 0, y)
         with pytest.raises(ValueError, match="weight is not contiguous"):
-            native.linear(torch.randn(1, 64), weight.T, scale, y)
+            native.linear(torch.randn(1, 64), weight.T, scale, 0, y)
         with pytest.raises(TypeError, match="x is not a tensor"):
-            native.linear("x", weight, scale, y)
+            native.linear("x", weight, scale, 0, y)
         with pytest.raises(ValueError, match="indices names an expert that does not exist"):
             ops.experts(
                 torch.randn(1, 64),

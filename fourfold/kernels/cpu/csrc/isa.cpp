@@ -12,8 +12,10 @@ std::vector<const Kernels*> detect() {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
         found.push_back(&kAvx2Kernels);
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
             found.push_back(&kAvx512Kernels);
+            if (amx_usable()) found.push_back(&kAmxKernels);
+        }
     }
 #endif
     return found;

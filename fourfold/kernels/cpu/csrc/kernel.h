@@ -6,7 +6,7 @@
 //   height<M>, the rows of the matrix that go with M rows of x in its registers;
 //   Codes and codes(p), e2m1<s>(codes): nibble s of each 32-bit word as float; scales(p): e8m0, 4 lanes each;
 //   e4m3(p, F[32 / lanes]): 32 bytes as float times e4m3_unit; Nan: remembers whether a byte
-//   was a NaN, for seen(nan).
+//   was a NaN, for seen(nan); bf16(p): `lanes` bfloat16 as float.
 #pragma once
 
 #include <cstring>
@@ -172,12 +172,54 @@ void fp8_rows(const Matrix& matrix, index_t row, const float* const* x_rows, flo
                                             : S::sum(total[r][m]) * S::e4m3_unit;
 }
 
+// Two sums for each pair of rows, or a single row would wait for its own additions.
+template <class S, bool wide, int R, int M>
+void plain_rows(const Matrix& matrix, index_t row, const float* const* x_rows, float* const* y) {
+    constexpr index_t chunk = 2 * S::lanes, size = wide ? 4 : 2;
+    const index_t ahead = distance_ahead<R>(matrix);
+    const auto load = [](const std::uint8_t* p) {
+        if constexpr (wide)
+            return S::load(reinterpret_cast<const float*>(p));
+        else
+            return S::bf16(reinterpret_cast<const bf16_t*>(p));
+    };
+    typename S::F total[R][M][2];
+    for (int r = 0; r < R; ++r)
+        for (int m = 0; m < M; ++m) total[r][m][0] = total[r][m][1] = S::zero();
+    for (index_t k = 0; k < matrix.columns; k += chunk) {
+        for (int r = 0; r < R; ++r) {
+            const std::uint8_t* p = matrix.weight + (row + r) * matrix.row_bytes() + k * size;
+            alignas(64) std::uint8_t rest[chunk * size];
+            if (k + chunk > matrix.columns) {
+                std::memset(rest, 0, sizeof rest);
+                std::memcpy(rest, p, (matrix.columns - k) * size);
+                p = rest;
+            } else {
+                fetch(p + ahead, chunk * size);
+            }
+            for (int half = 0; half < 2; ++half) {
+                const typename S::F w = load(p + half * S::lanes * size);
+                for (int m = 0; m < M; ++m)
+                    total[r][m][half] = S::fma(w, S::load(x_rows[m] + k + half * S::lanes), total[r][m][half]);
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int m = 0; m < M; ++m) y[m][row + r] = S::sum(total[r][m][0]) + S::sum(total[r][m][1]);
+}
+
 template <class S, int R, int M>
 void some_rows(const Matrix& matrix, index_t row, const float* const* x, float* const* y) {
-    if (matrix.format == Format::Fp4)
-        fp4_rows<S, R, M>(matrix, row, x, y);
-    else
-        fp8_rows<S, R, M>(matrix, row, x, y);
+    switch (matrix.format) {
+        case Format::Fp4:
+            return fp4_rows<S, R, M>(matrix, row, x, y);
+        case Format::Fp8:
+            return fp8_rows<S, R, M>(matrix, row, x, y);
+        case Format::Bf16:
+            return plain_rows<S, false, R, M>(matrix, row, x, y);
+        case Format::F32:
+            return plain_rows<S, true, R, M>(matrix, row, x, y);
+    }
 }
 
 template <class S, int M>
@@ -199,7 +241,7 @@ void rows(const Matrix& matrix, index_t begin, index_t end, const float* const* 
 template <class S>
 void pack(Format format, const float* x, index_t columns, float* packed) {
     const index_t width = packed_width(columns);
-    if (format == Format::Fp8) {
+    if (format != Format::Fp4) {
         std::memcpy(packed, x, columns * sizeof(float));
         std::memset(packed + columns, 0, (width - columns) * sizeof(float));
         return;
@@ -213,6 +255,75 @@ void pack(Format format, const float* x, index_t columns, float* packed) {
     for (index_t k = whole; k < columns; ++k) {
         const index_t i = k - whole;
         packed[whole + i % 8 * S::lanes + i / 8] = x[k];
+    }
+}
+
+inline float from_bits(std::uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+inline std::uint32_t to_bits(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+// To the nearest bfloat16, ties to even; a NaN stays one.
+void to_bf16(const float* x, index_t count, bf16_t* out) {
+    for (index_t i = 0; i < count; ++i) {
+        const std::uint32_t bits = to_bits(x[i]);
+        const std::uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        out[i] = bf16_t(x[i] == x[i] ? rounded : bits >> 16 | 0x40);
+    }
+}
+
+// formats.round_fp8 with groups of 128: scale 2^ceil(log2(amax / 448)), amax at least 1e-4.
+void round_fp8(const float* x, index_t count, float* out) {
+    for (index_t begin = 0; begin < count; begin += kFp8Block) {
+        const index_t end = begin + kFp8Block < count ? begin + kFp8Block : count;
+        std::uint32_t most = to_bits(1e-4f);  // magnitudes compare as their bits do
+        for (index_t i = begin; i < end; ++i) {
+            const std::uint32_t magnitude = to_bits(x[i]) & 0x7fffffff;
+            most = magnitude > most ? magnitude : most;
+        }
+        const std::uint32_t ratio = to_bits(from_bits(most) / 448.f);
+        const std::uint32_t exponent = (ratio >> 23) + ((ratio & 0x7fffff) != 0);
+        const float scale = from_bits(exponent << 23), inverse = from_bits((254 - exponent) << 23);
+        for (index_t i = begin; i < end; ++i) {
+            const float v = x[i] * inverse;
+            const std::uint32_t bits = to_bits(v), magnitude = bits & 0x7fffffff;
+            // Three bits of mantissa; below 2^-6 multiples of 2^-9, the spacing of floats near 2^14.
+            const float normal = from_bits((magnitude + 0x7ffff + (magnitude >> 20 & 1)) & 0xfff00000u);
+            const float small = (from_bits(magnitude) + 16384.f) - 16384.f;
+            const float rounded = magnitude < 0x3c800000u ? small : normal;
+            out[i] = from_bits(to_bits(rounded) | (bits & 0x80000000u)) * scale;
+        }
+    }
+}
+
+// e^x within 2 units of the last place, without branches so that compilers vectorise it.
+inline float exp_of(float x) {
+    x = x < -87.f ? -87.f : x > 88.f ? 88.f : x;
+    const float n = (x * 1.44269504f + 12582912.f) - 12582912.f;  // to the nearest integer
+    const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    float p = 1.98412698e-4f;
+    p = p * r + 1.38888889e-3f;
+    p = p * r + 8.33333333e-3f;
+    p = p * r + 4.16666667e-2f;
+    p = p * r + 1.66666667e-1f;
+    p = p * r + 0.5f;
+    const float e = (p * r * r + r) + 1.f;
+    return e * from_bits(std::uint32_t(int(n) + 127) << 23);
+}
+
+// gate = weight * silu(min(gate, limit)) * clamp(up, -limit, limit)
+void swiglu(float* gate, const float* up, index_t count, float limit, float weight) {
+    for (index_t i = 0; i < count; ++i) {
+        const float g = gate[i] > limit ? limit : gate[i];
+        const float u = up[i] > limit ? limit : up[i] < -limit ? -limit : up[i];
+        gate[i] = g / (1.f + exp_of(-g)) * u * weight;
     }
 }
 

@@ -21,6 +21,10 @@ struct Avx2 {
 
     static F zero() { return _mm256_setzero_ps(); }
     static F load(const float* p) { return _mm256_loadu_ps(p); }
+    static F bf16(const bf16_t* p) {
+        const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(words, 16));
+    }
     static F broadcast(float a) { return _mm256_set1_ps(a); }
     static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
     static float sum(F f) {
@@ -59,6 +63,6 @@ struct Avx2 {
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2", pack<Avx2>, rows<Avx2>};
+const Kernels kAvx2Kernels = {"avx2", pack<Avx2>, rows<Avx2>, to_bf16, round_fp8, swiglu, nullptr};
 
 }  // namespace fourfold

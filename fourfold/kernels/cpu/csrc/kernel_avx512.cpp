@@ -20,6 +20,10 @@ struct Avx512 {
 
     static F zero() { return _mm512_setzero_ps(); }
     static F load(const float* p) { return _mm512_loadu_ps(p); }
+    static F bf16(const bf16_t* p) {
+        const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+    }
     static F broadcast(float a) { return _mm512_set1_ps(a); }
     static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
     static float sum(F f) {
@@ -64,6 +68,7 @@ struct Avx512 {
 
 }  // namespace
 
-const Kernels kAvx512Kernels = {"avx512", pack<Avx512>, rows<Avx512>};
+const Kernels kAvx512Kernels = {"avx512", pack<Avx512>, rows<Avx512>, to_bf16, round_fp8, swiglu, nullptr};
+const Kernels kAmxKernels = {"amx", pack<Avx512>, rows<Avx512>, to_bf16, round_fp8, swiglu, &kAmxProducts};
 
 }  // namespace fourfold

@@ -42,6 +42,14 @@ struct Scalar {
         std::memcpy(f.v, p, sizeof f.v);
         return f;
     }
+    static F bf16(const bf16_t* p) {
+        F f;
+        for (int j = 0; j < lanes; ++j) {
+            const std::uint32_t bits = std::uint32_t{p[j]} << 16;
+            std::memcpy(&f.v[j], &bits, sizeof bits);
+        }
+        return f;
+    }
     static F broadcast(float a) {
         F f;
         for (float& v : f.v) v = a;
@@ -85,6 +93,6 @@ struct Scalar {
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", pack<Scalar>, rows<Scalar>};
+const Kernels kScalarKernels = {"scalar", pack<Scalar>, rows<Scalar>, to_bf16, round_fp8, swiglu, nullptr};
 
 }  // namespace fourfold

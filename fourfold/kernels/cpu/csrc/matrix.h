@@ -7,7 +7,7 @@ namespace fourfold {
 
 using index_t = std::int64_t;
 
-enum class Format { Fp4, Fp8 };
+enum class Format { Fp4, Fp8, Bf16, F32 };
 
 constexpr index_t kFp8Block = 128;  // edge of the FP8 block that shares a scale
 constexpr index_t kFp4Group = 32;   // FP4 values along K that share a scale
@@ -16,7 +16,7 @@ constexpr index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
 constexpr index_t round_up(index_t a, index_t b) { return ceil_div(a, b) * b; }
 
 // [rows, columns] row by row.  Fp4: two e2m1 a byte along columns, low nibble first, one e8m0 scale per 32.
-// Fp8: one e4m3 a byte, one scale per 128x128 block, e8m0 or float32.
+// Fp8: one e4m3 a byte, one scale per 128x128 block, e8m0 or float32.  Bf16 and F32 have no scale.
 struct Matrix {
     Format format;
     index_t rows, columns;
@@ -24,9 +24,14 @@ struct Matrix {
     const std::uint8_t* scale;
     bool float_scale;
 
-    index_t row_bytes() const { return format == Format::Fp4 ? columns / 2 : columns; }
-    index_t scales_per_row() const { return ceil_div(columns, format == Format::Fp4 ? kFp4Group : kFp8Block); }
-    index_t scale_rows() const { return format == Format::Fp4 ? rows : ceil_div(rows, kFp8Block); }
+    bool scaled() const { return format == Format::Fp4 || format == Format::Fp8; }
+    index_t row_bytes() const {
+        return format == Format::Fp4 ? columns / 2 : columns * (format == Format::F32 ? 4 : format == Format::Bf16 ? 2 : 1);
+    }
+    index_t scales_per_row() const {
+        return scaled() ? ceil_div(columns, format == Format::Fp4 ? kFp4Group : kFp8Block) : 0;
+    }
+    index_t scale_rows() const { return format == Format::Fp8 ? ceil_div(rows, kFp8Block) : rows; }
     index_t scale_bytes() const { return scale_rows() * scales_per_row() * (float_scale ? 4 : 1); }
     // The same-shaped matrix that lies `i` matrices further in a stack.
     Matrix operator[](index_t i) const {
@@ -43,6 +48,27 @@ inline index_t packed_width(index_t columns) { return round_up(columns, 128); }
 // Distance between packed rows: one cache line more, or rows of 4 KiB multiples would evict each other.
 inline index_t packed_stride(index_t columns) { return packed_width(columns) + 16; }
 
+using bf16_t = std::uint16_t;
+
+// Products of bfloat16 inputs in a matrix unit, with float32 sums.
+struct Bf16Products {
+    // Width of a row of x in bfloat16: whole steps of the unit, the rest zero.
+    static index_t width(index_t columns) { return round_up(columns, 128); }
+    // Can it multiply this matrix?
+    static bool covers(const Matrix& m) { return m.format != Format::F32 && !m.float_scale; }
+    // x [columns] -> [width], in the order in which this format's columns are met.
+    void (*arrange)(Format format, const bf16_t* x, index_t columns, bf16_t* out);
+    static constexpr index_t block = 16;  // rows of x that lie together
+    // Width of block b of n rows of x: the rows it has, or all 16 where there are many.
+    static index_t block_width(index_t n, index_t b) { return n > 2 * block ? block : n - b * block < block ? n - b * block : block; }
+    // rows [count][width] -> one block [width / 2][block_width][2], zeros beyond count.  Of width 1 it is a copy.
+    void (*interleave)(const bf16_t* const* rows, index_t count, index_t block_width, index_t columns, bf16_t* block);
+    // y[i][o] = dot(matrix row o, x[i]) for begin <= o < end and i < n; x in blocks.  begin is a multiple of 32.
+    // Each dot product has one order of sums, whatever n, begin and end are.
+    void (*rows)(const Matrix& matrix, index_t begin, index_t end, const bf16_t* const* blocks, float* const* y,
+                 index_t n);
+};
+
 // One table per instruction set.
 struct Kernels {
     const char* name;
@@ -52,12 +78,22 @@ struct Kernels {
     // in one order that depends on neither n, begin nor end, so its bits don't either.
     void (*rows)(const Matrix& matrix, index_t begin, index_t end, const float* const* x, float* const* y,
                  index_t n);
+    // x [count] -> the nearest bfloat16, and -> FP8 in groups of 128 (formats.round_fp8).
+    void (*to_bf16)(const float* x, index_t count, bf16_t* out);
+    void (*round_fp8)(const float* x, index_t count, float* out);
+    // gate = weight * silu(min(gate, limit)) * clamp(up, -limit, limit)
+    void (*swiglu)(float* gate, const float* up, index_t count, float limit, float weight);
+    // Null where bfloat16 products are no faster than `rows` with rounded x.
+    const Bf16Products* bf16;
 };
 
 extern const Kernels kScalarKernels;
 #ifdef FOURFOLD_X86
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kAmxKernels;  // those of AVX-512, and bfloat16 products
+extern const Bf16Products kAmxProducts;
+bool amx_usable();  // and from now on allowed to this process
 #endif
 
 }  // namespace fourfold

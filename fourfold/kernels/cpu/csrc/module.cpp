@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <string>
 
 #include "dlpack.h"
@@ -65,84 +66,125 @@ struct Argument : dlpack::Tensor {
     const std::uint8_t* bytes() const { return static_cast<const std::uint8_t*>(data) + byte_offset; }
 };
 
-// weight [count, rows, columns] or [count * rows, columns] with its scale, `count` matrices in all.
-Matrix matrix(const Argument& weight, const Argument& scale, index_t count) {
+// weight [count, rows, columns] or [count * rows, columns] with its scale (None if it is not packed), `count`
+// matrices in all.
+Matrix matrix(const Argument& weight, nb::handle scale_object, index_t count) {
     using dlpack::Code;
     Matrix m{};
     weight.check(weight.ndim >= 2, "has fewer than two dimensions");
-    const bool fp4 = weight.is(Code::Int, 8);
-    weight.check(fp4 || weight.is(Code::E4M3, 8), "is neither FP4 (int8) nor FP8 (float8_e4m3fn)");
-    m.format = fp4 ? Format::Fp4 : Format::Fp8;
+    const bool fp4 = weight.is(Code::Int, 8), fp8 = weight.is(Code::E4M3, 8);
+    weight.check(fp4 || fp8 || weight.is(Code::BFloat, 16) || weight.is(Code::Float, 32),
+                 "is neither FP4 (int8), FP8 (float8_e4m3fn), bfloat16 nor float32");
+    m.format = fp4 ? Format::Fp4 : fp8 ? Format::Fp8 : weight.bits == 16 ? Format::Bf16 : Format::F32;
     m.columns = weight.last() * (fp4 ? 2 : 1);
     weight.check(!fp4 || m.columns % kFp4Group == 0, "has columns that are no multiple of 32");
     const index_t rows = m.columns ? weight.size() / weight.last() : 0;
     weight.check(count > 0 && rows % count == 0, "does not divide into its groups");
     m.rows = rows / count;
+    m.weight = weight.bytes();
+    weight.check(scale_object.is_none() != m.scaled(), m.scaled() ? "has no scale" : "has a scale that it cannot use");
+    if (!m.scaled()) return m;
+    const Argument scale(scale_object, "scale");
     weight.check(fp4 || count == 1 || weight.ndim == 3 || m.rows % kFp8Block == 0,
                  "has groups that share rows of scales");
     m.float_scale = scale.is(Code::Float, 32);
     scale.check(scale.is(Code::E8M0, 8) || (m.float_scale && !fp4), "has the wrong dtype");
     scale.check(scale.size() == count * m.scale_rows() * m.scales_per_row(), "does not fit its weight");
-    m.weight = weight.bytes();
     m.scale = scale.bytes();
     return m;
 }
 
-// x [..., columns] f32 -> y [..., rows] f32, in place.
-void py_linear(nb::handle x_object, nb::handle weight, nb::handle scale, nb::handle y_object) {
-    const Argument x(x_object, "x"), y(y_object, "y");
-    const Matrix m = matrix(Argument(weight, "weight"), Argument(scale, "scale"), 1);
-    x.check(x.ndim >= 1 && x.last() == m.columns, "does not fit the weight");
-    const index_t n = m.columns ? x.size() / m.columns : 0;
-    y.check(y.size() == n * m.rows, "has the wrong size");
-    const float* from = x.as<const float>(dlpack::Code::Float);
-    float* to = y.as<float>(dlpack::Code::Float);
-    nb::gil_scoped_release release;
-    linear(m, from, n, to);
+// x [..., columns], float32 or bfloat16.
+Rows rows_of(const Argument& x) {
+    const bool narrow = x.is(dlpack::Code::BFloat, 16);
+    x.check(narrow || x.is(dlpack::Code::Float, 32), "is neither float32 nor bfloat16");
+    const index_t columns = x.last();
+    return {narrow ? nullptr : reinterpret_cast<const float*>(x.bytes()),
+            narrow ? reinterpret_cast<const bf16_t*>(x.bytes()) : nullptr, columns ? x.size() / columns : 0, columns,
+            columns};
 }
 
-// x [..., groups, columns] f32 -> y [..., groups, rows] f32, in place; weight [groups * rows, columns].
-void py_grouped_linear(nb::handle x_object, nb::handle weight, nb::handle scale, nb::handle y_object) {
+Rounding rounding_of(int number) {
+    if (number < 0 || number > 2) throw nb::value_error("rounding is not 0, 1 or 2");
+    return Rounding(number);
+}
+
+// x [..., columns] -> y [..., rows] f32, in place.
+void py_linear(nb::handle x_object, nb::handle weight, nb::handle scale, int rounding, nb::handle y_object) {
+    const Argument x(x_object, "x"), y(y_object, "y");
+    const Matrix m = matrix(Argument(weight, "weight"), scale, 1);
+    x.check(x.ndim >= 1 && x.last() == m.columns, "does not fit the weight");
+    const Rows rows = rows_of(x);
+    y.check(y.size() == rows.count * m.rows, "has the wrong size");
+    float* to = y.as<float>(dlpack::Code::Float);
+    const Rounding how = rounding_of(rounding);
+    nb::gil_scoped_release release;
+    linear(m, rows, how, to);
+}
+
+// x [..., groups, columns] -> y [..., groups, rows] f32, in place; weight [groups * rows, columns].
+void py_grouped_linear(nb::handle x_object, nb::handle weight, nb::handle scale, int rounding, nb::handle y_object) {
     const Argument x(x_object, "x"), y(y_object, "y");
     x.check(x.ndim >= 2 && x.shape[x.ndim - 2] > 0, "has no groups");
     const index_t groups = x.shape[x.ndim - 2];
-    const Matrix m = matrix(Argument(weight, "weight"), Argument(scale, "scale"), groups);
+    const Matrix m = matrix(Argument(weight, "weight"), scale, groups);
     x.check(x.last() == m.columns, "does not fit the weight");
-    const index_t n = m.columns ? x.size() / (groups * m.columns) : 0;
-    y.check(y.size() == n * groups * m.rows, "has the wrong size");
-    const float* from = x.as<const float>(dlpack::Code::Float);
+    const Rows rows = rows_of(x);
+    y.check(y.size() == rows.count * m.rows, "has the wrong size");
     float* to = y.as<float>(dlpack::Code::Float);
+    const Rounding how = rounding_of(rounding);
     nb::gil_scoped_release release;
-    grouped_linear(m, groups, from, n, to);
+    grouped_linear(m, groups, rows, how, to);
 }
 
-// x [N, D], indices [N, K] int64, weights [N, K], w1 and w3 [E, I, D], w2 [E, D, I] -> y [N, D] f32, in place.
+// Tokens whose visits are worked on at once: bounds the memory for the experts' results.
+constexpr index_t kTokensAtOnce = 1024;
+
+// x [N, D], indices [N, K] int64, weights [N, K], w1 and w3 [S, I, D], w2 [S, D, I], places [E] int64 or None:
+// added to y [N, D] f32, in place.
 void py_experts(nb::handle x_object, nb::handle indices_object, nb::handle weights_object, nb::handle w1,
-                nb::handle s1, nb::handle w3, nb::handle s3, nb::handle w2, nb::handle s2, float limit,
-                bool round_input, nb::handle y_object) {
+                nb::handle s1, nb::handle w3, nb::handle s3, nb::handle w2, nb::handle s2, float limit, int rounding,
+                nb::handle places_object, nb::handle y_object) {
     const Argument x(x_object, "x"), y(y_object, "y"), first(w1, "w1");
     const Argument indices(indices_object, "indices"), weights(weights_object, "weights");
-    first.check(first.ndim == 3, "is not [E, I, D]");
+    first.check(first.ndim == 3, "is not [S, I, D]");
     const index_t count = first.shape[0];
-    const Experts e{matrix(first, Argument(s1, "s1"), count),
-                    matrix(Argument(w3, "w3"), Argument(s3, "s3"), count),
-                    matrix(Argument(w2, "w2"), Argument(s2, "s2"), count), limit, round_input};
-    x.check(x.ndim == 2 && x.last() == e.w1.columns, "is not [N, D]");
-    first.check(e.w3.format == e.w1.format && e.w3.rows == e.w1.rows && e.w3.columns == e.w1.columns &&
-                    e.w2.rows == e.w1.columns && e.w2.columns == e.w1.rows,
+    Stacks stacks{matrix(first, s1, count), matrix(Argument(w3, "w3"), s3, count), matrix(Argument(w2, "w2"), s2, count),
+                  nullptr};
+    x.check(x.ndim == 2 && x.last() == stacks.w1.columns, "is not [N, D]");
+    first.check(stacks.w3.format == stacks.w1.format && stacks.w3.rows == stacks.w1.rows &&
+                    stacks.w3.columns == stacks.w1.columns && stacks.w2.rows == stacks.w1.columns &&
+                    stacks.w2.columns == stacks.w1.rows,
                 "does not fit w3 and w2");
-    const index_t n = x.shape[0];
+    const Rows rows = rows_of(x);
+    const index_t n = rows.count;
     indices.check(indices.ndim == 2 && indices.shape[0] == n, "is not [N, K]");
     weights.check(weights.size() == indices.size(), "does not fit indices");
     y.check(y.size() == x.size(), "has the wrong size");
+    index_t experts = count;
+    if (!places_object.is_none()) {
+        const Argument places(places_object, "places");
+        stacks.places = places.as<const index_t>(dlpack::Code::Int);
+        experts = places.size();
+        for (index_t e = 0; e < experts; ++e)
+            places.check(stacks.places[e] >= -1 && stacks.places[e] < count, "names a row that does not exist");
+    }
     const index_t* chosen = indices.as<const index_t>(dlpack::Code::Int);
     for (index_t i = 0; i < indices.size(); ++i)
-        indices.check(chosen[i] >= 0 && chosen[i] < count, "names an expert that does not exist");
-    const float* from = x.as<const float>(dlpack::Code::Float);
+        indices.check(chosen[i] >= 0 && chosen[i] < experts, "names an expert that does not exist");
     const float* amounts = weights.as<const float>(dlpack::Code::Float);
     float* to = y.as<float>(dlpack::Code::Float);
+    const Gate gate{limit, rounding_of(rounding)};
+    const index_t choices = indices.shape[1];
     nb::gil_scoped_release release;
-    experts(e, from, chosen, amounts, n, indices.shape[1], to);
+    for (index_t begin = 0; begin < n; begin += kTokensAtOnce) {
+        const index_t part = std::min(kTokensAtOnce, n - begin);
+        thread_local std::vector<Expert> visited;
+        thread_local Visits visits;
+        visited.clear(), visits.token.clear(), visits.weight.clear();
+        route(stacks, chosen + begin * choices, amounts + begin * choices, part, choices, visited, visits);
+        visit_experts(visited, visits, gate, rows.from(begin, part), to + begin * rows.columns);
+    }
 }
 
 // mix [..., (2+n)n], scale [3], base [(2+n)n] -> pre [..., n], post [..., n], comb [..., n, n], all f32, in place.
@@ -179,8 +221,10 @@ NB_MODULE(_native, m) {
     m.def("use_isa", &use_isa, nb::arg("name"));
     m.def("threads", [] { return ThreadPool::instance().threads(); });
     m.def("set_threads", [](int n) { ThreadPool::instance().set_threads(n); }, nb::arg("threads"));
-    m.def("linear", &py_linear);
-    m.def("grouped_linear", &py_grouped_linear);
-    m.def("experts", &py_experts);
+    using nb::arg;
+    m.def("linear", &py_linear, arg("x"), arg("weight"), arg("scale").none(), arg("rounding"), arg("y"));
+    m.def("grouped_linear", &py_grouped_linear, arg("x"), arg("weight"), arg("scale").none(), arg("rounding"), arg("y"));
+    m.def("experts", &py_experts, arg("x"), arg("indices"), arg("weights"), arg("w1"), arg("s1").none(), arg("w3"),
+          arg("s3").none(), arg("w2"), arg("s2").none(), arg("limit"), arg("rounding"), arg("places").none(), arg("y"));
     m.def("stream_weights", &py_stream_weights);
 }

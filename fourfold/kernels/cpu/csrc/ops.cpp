@@ -1,14 +1,9 @@
 #include "ops.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <numeric>
-#include <vector>
 
-#include "isa.h"
 #include "thread_pool.h"
 
 namespace fourfold {
@@ -16,36 +11,18 @@ namespace {
 
 // Weight bytes times rows of x below which sharing the work costs more than it saves.
 constexpr index_t kWorthSharing = 192 * 1024;
-
-// Scratch memory that a thread keeps: no allocation in the usual call.
-class Scratch {
-public:
-    float* floats(index_t count) {
-        if (count > size_) {
-            memory_.reset(static_cast<float*>(::operator new(count * sizeof(float), kAlign)));
-            size_ = count;
-        }
-        return memory_.get();
-    }
-
-private:
-    static constexpr std::align_val_t kAlign{64};
-    struct Free {
-        void operator()(float* p) const { ::operator delete(p, kAlign); }
-    };
-    std::unique_ptr<float, Free> memory_;
-    index_t size_ = 0;
-};
+constexpr index_t kAlignment = 32;  // of the pieces' first rows, as Bf16Products::rows wants it
 
 // How a matrix's rows are cut into pieces for the threads; n is the number of x rows that each weight meets.
-// Few rows: small pieces, for balance.  Many: as much as stays in the cache, because each piece reads all of x.
+// Few rows: small pieces, for balance.  Many: large ones, because each piece reads all of x.
 struct Partition {
     index_t piece, count;
     Partition(const Matrix& matrix, index_t n) {
-        const index_t bytes = n <= 4 ? 64 * 1024 : 256 * 1024;
-        const index_t fair = ceil_div(matrix.rows, 4 * ThreadPool::instance().threads());
+        const index_t threads = ThreadPool::instance().threads();
+        const index_t bytes = n <= 4 ? 128 * 1024 : n <= 32 ? 256 * 1024 : matrix.rows * matrix.row_bytes();
+        const index_t fair = ceil_div(matrix.rows, (n <= 32 ? 4 : 2) * threads);
         piece = std::min(bytes / std::max<index_t>(1, matrix.row_bytes()), fair);
-        piece = std::max<index_t>(16, round_up(piece, 16));
+        piece = std::max(kAlignment, round_up(piece, kAlignment));
         count = ceil_div(matrix.rows, piece);
     }
 };
@@ -58,151 +35,183 @@ void share(index_t count, index_t work, Piece&& piece) {
         ThreadPool::instance().run(count, piece);
 }
 
-float* pack_rows(const Kernels& k, Format format, const float* x, index_t n, index_t columns, Scratch& scratch) {
-    const index_t stride = packed_stride(columns);
-    float* packed = scratch.floats(n * stride);
-    for (index_t i = 0; i < n; ++i) k.pack(format, x + i * columns, columns, packed + i * stride);
-    return packed;
-}
-
-// x / 2^e to the nearest e4m3 (ties to even) and back, |x| / 2^e <= 448.
-float to_e4m3(float x, float scale) {
-    const float v = x / scale;
-    float magnitude = std::fabs(v);
-    if (magnitude < 0.015625f) {  // subnormals: multiples of 2^-9, which is the spacing of floats near 2^14
-        magnitude = (magnitude + 16384.f) - 16384.f;
-    } else {
-        std::uint32_t bits;
-        std::memcpy(&bits, &magnitude, sizeof bits);
-        bits += 0x7ffffu + (bits >> 20 & 1);
-        bits &= ~0xfffffu;
-        std::memcpy(&magnitude, &bits, sizeof bits);
-    }
-    return std::copysign(magnitude, v) * scale;
-}
-
-// formats.round_fp8 with groups of 128: scale 2^ceil(log2(amax / 448)), amax at least 1e-4.
-void round_fp8(float* x, index_t width) {
-    for (index_t begin = 0; begin < width; begin += kFp8Block) {
-        const index_t end = std::min(begin + kFp8Block, width);
-        float amax = 1e-4f;
-        for (index_t i = begin; i < end; ++i) amax = std::max(amax, std::fabs(x[i]));
-        int exponent;
-        const float mantissa = std::frexp(amax / 448.f, &exponent);
-        const float scale = std::ldexp(1.f, mantissa == 0.5f ? exponent - 1 : exponent);
-        for (index_t i = begin; i < end; ++i) x[i] = to_e4m3(x[i], scale);
-    }
-}
-
-float swiglu(float gate, float up, float limit) {
-    gate = std::min(gate, limit);
-    return gate / (1.f + std::exp(-gate)) * std::clamp(up, -limit, limit);
-}
-
-// The (token, choice) pairs of one expert: slots[begin .. end).
-struct Group {
-    index_t expert, begin, end;
-};
-
-// Slots sorted by expert, tokens ascending within one.
-std::vector<Group> group_by_expert(const index_t* indices, std::vector<index_t>& slots) {
-    std::iota(slots.begin(), slots.end(), 0);
-    std::stable_sort(slots.begin(), slots.end(), [&](index_t a, index_t b) { return indices[a] < indices[b]; });
-    std::vector<Group> groups;
-    for (index_t i = 0; i < index_t(slots.size()); ++i) {
-        if (groups.empty() || groups.back().expert != indices[slots[i]])
-            groups.push_back({indices[slots[i]], i, i});
-        groups.back().end = i + 1;
-    }
-    return groups;
-}
-
-// piece(group, first row, last row) for all groups and all rows of their matrices.
+// piece(expert, first row, last row) for all experts and all rows of one of their matrices.
 template <class Piece>
-void share_groups(const std::vector<Group>& groups, const Matrix& matrix, index_t slots, Piece&& piece) {
-    const Partition part(matrix, std::max<index_t>(1, slots / index_t(groups.size())));
-    share(index_t(groups.size()) * part.count, matrix.rows * matrix.row_bytes() * slots, [&](index_t i) {
-        const index_t begin = i % part.count * part.piece;
-        piece(groups[i / part.count], begin, std::min(begin + part.piece, matrix.rows));
+void share_experts(const std::vector<Expert>& experts, Matrix Expert::*which, index_t matrices, Piece&& piece) {
+    struct Part {
+        const Expert* expert;
+        index_t begin, end;
+    };
+    thread_local std::vector<Part> kept;
+    std::vector<Part>& parts = kept;
+    parts.clear();
+    index_t work = 0;
+    for (const Expert& e : experts) {
+        const Matrix& m = e.*which;
+        const Partition part(m, e.end - e.begin);
+        for (index_t begin = 0; begin < m.rows; begin += part.piece)
+            parts.push_back({&e, begin, std::min(begin + part.piece, m.rows)});
+        work += matrices * m.rows * m.row_bytes() * (e.end - e.begin);
+    }
+    share(index_t(parts.size()), work, [&](index_t i) { piece(*parts[i].expert, parts[i].begin, parts[i].end); });
+}
+
+// y[t] += the results of its visits, in their order.
+void add_visits(const Visits& visits, const float* results, index_t n, index_t width, float* y) {
+    const index_t count = index_t(visits.token.size());
+    std::vector<index_t> begin(n + 1), order(count);
+    for (const index_t token : visits.token) ++begin[token + 1];
+    std::partial_sum(begin.begin(), begin.end(), begin.begin());
+    std::vector<index_t> next(begin.begin(), begin.end() - 1);
+    for (index_t i = 0; i < count; ++i) order[next[visits.token[i]]++] = i;
+    share(n, count * width * index_t(sizeof(float)), [&](index_t t) {
+        float* sum = y + t * width;
+        for (index_t i = begin[t]; i < begin[t + 1]; ++i) {
+            const float* result = results + order[i] * width;
+            for (index_t o = 0; o < width; ++o) sum[o] += result[o];
+        }
     });
 }
 
-}  // namespace
+// The inputs of experts' first or second matrices, by format and kernel: usually one, two with an FP8 shared expert.
+struct Inputs {
+    struct Kind {
+        Format format;
+        bool in_bf16;
+        Operand operand;
+        std::vector<Operand::Selection> selections;
+    };
+    std::vector<std::unique_ptr<Kind>> kinds;
+    std::vector<Kind*> of;      // by expert
+    std::vector<index_t> at;    // its selection
 
-void linear(const Matrix& matrix, const float* x, index_t n, float* y) {
-    grouped_linear(matrix, 1, x, n, y);
-}
+    Kind& kind_of(const Matrix& m, Rounding rounding) {
+        const bool bf16 = in_bf16(m, rounding);
+        for (auto& kind : kinds)
+            if (kind->in_bf16 == bf16 && kind->format == m.format)
+                return *kind;
+        kinds.push_back(std::make_unique<Kind>());
+        kinds.back()->format = m.format;
+        kinds.back()->in_bf16 = bf16;
+        return *kinds.back();
+    }
 
-void grouped_linear(const Matrix& stack, index_t groups, const float* x, index_t n, float* y) {
-    thread_local Scratch scratch;
-    thread_local std::vector<const float*> in;
-    thread_local std::vector<float*> out;
-    const Kernels& k = kernels();
-    const float* packed = pack_rows(k, stack.format, x, n * groups, stack.columns, scratch);
-    in.resize(n * groups);
-    out.resize(n * groups);
-    for (index_t g = 0; g < groups; ++g) {
-        for (index_t i = 0; i < n; ++i) {
-            in[g * n + i] = packed + (i * groups + g) * packed_stride(stack.columns);
-            out[g * n + i] = y + (i * groups + g) * stack.rows;
+    // rows: of x by visit, or null where row i belongs to visit i.
+    void prepare(const std::vector<Expert>& experts, Matrix Expert::*which, const Rows& x, const index_t* rows,
+                 Rounding rounding) {
+        for (auto& kind : kinds) kind->selections.clear();
+        of.resize(experts.size());
+        at.resize(experts.size());
+        for (std::size_t e = 0; e < experts.size(); ++e) {
+            of[e] = &kind_of(experts[e].*which, rounding);
+            at[e] = index_t(of[e]->selections.size());
+            of[e]->selections.push_back({rows + experts[e].begin, experts[e].end - experts[e].begin, 0});
+        }
+        for (auto& kind : kinds) {
+            if (kind->selections.empty()) continue;
+            kind->operand.prepare(x, rounding, kind->format, kind->in_bf16);
+            kind->operand.gather(kind->selections);
         }
     }
-    const float* const* from = in.data();  // thread_local names mean another variable on a helper
+
+    void multiply(std::size_t e, const Matrix& m, index_t begin, index_t end, float* const* y) const {
+        of[e]->operand.multiply(m, begin, end, of[e]->selections[at[e]], y);
+    }
+};
+
+}  // namespace
+
+void linear(const Matrix& matrix, const Rows& x, Rounding rounding, float* y) {
+    grouped_linear(matrix, 1, x, rounding, y);
+}
+
+void grouped_linear(const Matrix& stack, index_t groups, const Rows& x, Rounding rounding, float* y) {
+    thread_local Operand operand;
+    thread_local std::vector<Operand::Selection> kept_selections;
+    thread_local std::vector<index_t> rows;
+    thread_local std::vector<float*> out;
+    const index_t n = x.count / groups;
+    if (n == 0) return;
+    std::vector<Operand::Selection>& selections = kept_selections;  // a thread_local name is another variable on a helper
+    selections.clear();
+    rows.resize(x.count);
+    out.resize(x.count);
+    for (index_t g = 0; g < groups; ++g) {
+        for (index_t i = 0; i < n; ++i) {
+            rows[g * n + i] = i * groups + g;
+            out[g * n + i] = y + (i * groups + g) * stack.rows;
+        }
+        selections.push_back({rows.data() + g * n, n, 0});
+    }
+    operand.prepare(x, rounding, stack.format, in_bf16(stack, rounding));
+    operand.gather(selections);
+    const Operand& ready = operand;
     float* const* to = out.data();
     const Partition part(stack, n);
     share(groups * part.count, groups * stack.rows * stack.row_bytes() * n, [&](index_t piece) {
         const index_t g = piece / part.count, begin = piece % part.count * part.piece;
-        k.rows(stack[g], begin, std::min(begin + part.piece, stack.rows), from + g * n, to + g * n, n);
+        ready.multiply(stack[g], begin, std::min(begin + part.piece, stack.rows), selections[g], to + g * n);
     });
 }
 
-void experts(const Experts& e, const float* x, const index_t* indices, const float* weights, index_t n,
-             index_t choices, float* y) {
-    thread_local Scratch rounded_memory, packed_memory, inner_memory, repacked_memory, out_memory;
-    const Kernels& k = kernels();
-    const index_t width = e.w1.columns, inner_width = e.w1.rows, count = n * choices;
-    std::memset(y, 0, n * width * sizeof(float));
+void visit_experts(const std::vector<Expert>& experts, const Visits& visits, const Gate& gate, const Rows& x,
+                   float* y) {
+    thread_local Inputs kept_first, kept_second;
+    thread_local Scratch inner_memory, result_memory;
+    thread_local std::vector<float*> kept_out;
+    thread_local std::vector<index_t> kept_order;
+    const index_t count = index_t(visits.token.size());
     if (count == 0) return;
-
-    if (e.round_input) {
-        float* rounded = rounded_memory.floats(n * width);
-        std::memcpy(rounded, x, n * width * sizeof(float));
-        for (index_t i = 0; i < n; ++i) round_fp8(rounded + i * width, width);
-        x = rounded;
-    }
-    const float* packed = pack_rows(k, e.w1.format, x, n, width, packed_memory);
-    std::vector<index_t> slots(count);
-    const std::vector<Group> groups = group_by_expert(indices, slots);
-
-    // Row i of these belongs to slots[i]: the experts' inputs, the two products, the results.
-    std::vector<const float*> in(count);
-    std::vector<float*> gate(count), up(count), out(count);
-    float* inner = inner_memory.floats(2 * count * inner_width);
-    float* results = out_memory.floats(count * width);
+    Inputs &first = kept_first, &second = kept_second;
+    const index_t inner_width = experts[0].w1.rows, width = experts[0].w2.rows;
+    float* inner = inner_memory.get<float>(2 * count * inner_width);
+    float* results = result_memory.get<float>(count * width);
+    std::vector<float*>& out = kept_out;
+    std::vector<index_t>& order = kept_order;
+    out.resize(3 * count);
+    order.resize(count);
     for (index_t i = 0; i < count; ++i) {
-        in[i] = packed + slots[i] / choices * packed_stride(width);
-        gate[i] = inner + i * inner_width;
-        up[i] = inner + (count + i) * inner_width;
-        out[i] = results + i * width;
+        out[i] = inner + i * inner_width;
+        out[count + i] = inner + (count + i) * inner_width;
+        out[2 * count + i] = results + i * width;
+        order[i] = i;
     }
-    share_groups(groups, e.w1, 2 * count, [&](const Group& g, index_t begin, index_t end) {
-        const index_t rows = g.end - g.begin;
-        k.rows(e.w1[g.expert], begin, end, &in[g.begin], &gate[g.begin], rows);
-        k.rows(e.w3[g.expert], begin, end, &in[g.begin], &up[g.begin], rows);
-        for (index_t i = g.begin; i < g.end; ++i)
-            for (index_t o = begin; o < end; ++o)
-                gate[i][o] = swiglu(gate[i][o], up[i][o], e.limit) * weights[slots[i]];
+    float *const *gates = out.data(), *const *ups = gates + count, *const *outs = ups + count;
+
+    first.prepare(experts, &Expert::w1, x, visits.token.data(), gate.rounding);
+    const Expert* base = experts.data();
+    share_experts(experts, &Expert::w1, 2, [&](const Expert& e, index_t begin, index_t end) {
+        first.multiply(&e - base, e.w1, begin, end, gates + e.begin);
+        first.multiply(&e - base, e.w3, begin, end, ups + e.begin);
+        for (index_t i = e.begin; i < e.end; ++i)
+            kernels().swiglu(gates[i] + begin, ups[i] + begin, end - begin, gate.limit, visits.weight[i]);
     });
-    if (e.round_input)
-        for (index_t i = 0; i < count; ++i) round_fp8(gate[i], inner_width);
-    const float* repacked = pack_rows(k, e.w2.format, inner, count, inner_width, repacked_memory);
-    for (index_t i = 0; i < count; ++i) in[i] = repacked + i * packed_stride(inner_width);
-    share_groups(groups, e.w2, count, [&](const Group& g, index_t begin, index_t end) {
-        k.rows(e.w2[g.expert], begin, end, &in[g.begin], &out[g.begin], g.end - g.begin);
+    second.prepare(experts, &Expert::w2, {inner, nullptr, count, inner_width, inner_width}, order.data(), gate.rounding);
+    share_experts(experts, &Expert::w2, 1, [&](const Expert& e, index_t begin, index_t end) {
+        second.multiply(&e - base, e.w2, begin, end, outs + e.begin);
     });
-    for (index_t i = 0; i < count; ++i) {
-        float* sum = y + slots[i] / choices * width;
-        for (index_t o = 0; o < width; ++o) sum[o] += out[i][o];
+    add_visits(visits, results, x.count, width, y);
+}
+
+void route(const Stacks& stacks, const index_t* indices, const float* weights, index_t n, index_t choices,
+           std::vector<Expert>& experts, Visits& visits) {
+    thread_local std::vector<index_t> slots;
+    slots.resize(n * choices);
+    std::iota(slots.begin(), slots.end(), 0);
+    if (stacks.places)
+        slots.erase(std::remove_if(slots.begin(), slots.end(), [&](index_t i) { return stacks.places[indices[i]] < 0; }),
+                    slots.end());
+    // By expert, tokens ascending within one.
+    std::stable_sort(slots.begin(), slots.end(), [&](index_t a, index_t b) { return indices[a] < indices[b]; });
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+        const index_t expert = indices[slots[i]], at = index_t(visits.token.size());
+        if (i == 0 || expert != indices[slots[i - 1]]) {
+            const index_t row = stacks.places ? stacks.places[expert] : expert;
+            experts.push_back({stacks.w1[row], stacks.w3[row], stacks.w2[row], at, at});
+        }
+        visits.token.push_back(slots[i] / choices);
+        visits.weight.push_back(weights[slots[i]]);
+        experts.back().end = at + 1;
     }
 }
 

@@ -1,26 +1,45 @@
-// The operations of the kernel contract that run natively, on plain memory.
+// Matrix products of the kernel contract on plain memory.
 #pragma once
 
-#include "matrix.h"
+#include "operand.h"
 
 namespace fourfold {
 
-// y [n, rows] = x [n, columns] times the matrix.
-void linear(const Matrix& matrix, const float* x, index_t n, float* y);
+// y [n, rows] = round(x) [n, columns] times the matrix.
+void linear(const Matrix& matrix, const Rows& x, Rounding rounding, float* y);
 
-// y [n, groups, rows] = x [n, groups, columns], each group times its own matrix of the stack.
-void grouped_linear(const Matrix& stack, index_t groups, const float* x, index_t n, float* y);
+// y [n, groups, rows] = round(x) [n * groups, columns], each group times its own matrix of the stack.
+void grouped_linear(const Matrix& stack, index_t groups, const Rows& x, Rounding rounding, float* y);
 
-struct Experts {
-    Matrix w1, w3, w2;  // the first of each stack
-    float limit;
-    bool round_input;
+// One expert, and which tokens visit it: entries [begin, end) of `Visits`.
+struct Expert {
+    Matrix w1, w3, w2;
+    index_t begin, end;
 };
 
-// y [n, D] = sum over k of w2 (weight * swiglu(w1 x, w3 x)) for the experts indices [n, k], in ascending order
-// of their number.  The indices have been checked.
-void experts(const Experts& e, const float* x, const index_t* indices, const float* weights, index_t n,
-             index_t k, float* y);
+// Visits of tokens to experts, each expert's together; a token adds its experts in the order of their entries.
+struct Visits {
+    std::vector<index_t> token;
+    std::vector<float> weight;
+};
+
+struct Gate {
+    float limit;  // of the clamped SwiGLU
+    Rounding rounding;
+};
+
+// y [n, D] += sum over a token's visits of w2 (weight * swiglu(w1 x, w3 x)).
+void visit_experts(const std::vector<Expert>& experts, const Visits& visits, const Gate& gate, const Rows& x, float* y);
+
+// Experts stacked as the checkpoint has them: which token visits which.
+struct Stacks {
+    Matrix w1, w3, w2;      // the first of each
+    const index_t* places;  // row of the stacks by expert, -1: not there; null: the same number
+};
+
+// Tokens [first, first + n) of indices, weights [n, choices] join `visits`, ascending by expert.
+void route(const Stacks& stacks, const index_t* indices, const float* weights, index_t n, index_t choices,
+           std::vector<Expert>& experts, Visits& visits);
 
 struct StreamWeights {
     const float* scale;  // [3]

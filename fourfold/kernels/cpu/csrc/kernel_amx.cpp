@@ -1,0 +1,544 @@
+// Intel AMX, with AVX-512 to decode weights into its tiles.
+//
+// A tile of weights is 16 rows of the matrix by 32 columns in bfloat16, decoded from the checkpoint's layout; every
+// e2m1 or e4m3 value times a power of two is a bfloat16, so nothing is lost.  A tile of x is 16 pairs of columns by
+// up to 16 tokens.  One step adds the products of 32 columns to 16 x tokens sums, each token's column of sums by
+// itself: its bits do not depend on how many tokens share the tile.
+//
+// The order of columns is free as long as x has the same.  Within each unit of 128 it is the one that is cheapest to
+// decode: step s of FP4 takes columns 4j + s (nibble s of every word of 16 bits), step 2i + s of FP8 the columns
+// 64i + 2j + s (byte s of every word), bfloat16 its columns as they lie.
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernel.h"
+
+namespace fourfold {
+namespace {
+
+constexpr index_t kTile = 16;   // rows, pairs, tokens
+constexpr index_t kStep = 32;   // columns a step
+constexpr index_t kSlab = 32;   // matrix rows worked on at once: two tiles of sums for each block of tokens
+constexpr index_t kUnit = 128;  // columns decoded at once: a cache line of FP4
+constexpr index_t kDepth = 512; // columns decoded ahead of many tokens: 32 KiB, the first-level cache
+constexpr index_t kFew = 2 * kTile;  // tokens whose sums all fit into the tiles
+
+// Weights decoded for one unit: [step][half of the slab][row][column].
+constexpr index_t kUnitSteps = kUnit / kStep;
+using Tiles = bf16_t[kUnitSteps][kSlab / kTile][kTile][kStep];
+
+// The tile instructions do not tell the compiler what memory they read.
+FOURFOLD_INLINE void memory_is_written() { __asm__ volatile("" ::: "memory"); }
+
+struct alignas(64) TileConfig {
+    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    std::uint16_t row_bytes[16] = {};
+    std::uint8_t rows[16] = {};
+};
+
+// Tokens in the two blocks that are worked on at once.
+struct Widths {
+    index_t left, right;
+};
+
+// Tiles 0-3 are sums (slab half x block of tokens), 4-5 weights, 6-7 x.
+void configure(const Widths& w) {
+    TileConfig c;
+    const auto set = [&](int tile, index_t bytes) { c.row_bytes[tile] = bytes, c.rows[tile] = kTile; };
+    set(0, 4 * w.left), set(1, 4 * w.left), set(2, 4 * w.right), set(3, 4 * w.right);
+    set(4, 64), set(5, 64);
+    set(6, 4 * w.left), set(7, 4 * w.right);
+    memory_is_written();
+    _tile_loadconfig(&c);
+}
+
+// A slab of the matrix on its way through the columns.
+struct Slab {
+    const Matrix& matrix;
+    index_t row, count;  // first row, rows that exist (the others count as zero)
+    bool odd[kSlab];     // rows with NaNs or scales beyond bfloat16: another kernel computes those
+    alignas(64) std::uint16_t fp4_bias[kSlab][kDepth / kFp4Group];  // what to take off the table's entries
+
+    Slab(const Matrix& m, index_t row, index_t end) : matrix(m), row(row), count(std::min(kSlab, end - row)) {
+        std::memset(odd, 0, sizeof odd);
+    }
+};
+
+// Smallest and largest e8m0 code whose products with any stored value are normal bfloat16 numbers.
+constexpr int kLeastScale = 12, kMostScale = 240;
+
+// How far from a row's bytes at `offset` lie those that will be wanted in a while: in the same row, or beyond its end
+// in the slab below.
+inline index_t distance_ahead(index_t bytes, index_t offset) {
+    constexpr index_t ahead = 1024;
+    return offset + ahead < bytes ? ahead : ahead + (kSlab - 1) * bytes;
+}
+
+FOURFOLD_INLINE void fetch_line(const std::uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
+
+// `count` bytes of a row, zeros behind them.
+inline __m512i line(const std::uint8_t* p, index_t count) {
+    if (count >= 64) return _mm512_loadu_si512(p);
+    return _mm512_maskz_loadu_epi8(count <= 0 ? 0 : (__mmask64{1} << count) - 1, p);
+}
+
+inline bf16_t* place(Tiles& tiles, index_t r) { return tiles[0][r / kTile][r % kTile]; }
+constexpr index_t kNextStep = kSlab * kStep;  // from a row's place in one step to the next
+
+// The 16 codes twice, as vpermw looks at five bits of its index.  Numbers stand 2^126 too high and zeros at 0, so that
+// a saturating subtraction applies the scale and leaves zeros alone.
+inline __m512i fp4_table() {
+    const __m256i codes = _mm256_setr_epi16(0, 0x7e00, 0x7e80, 0x7ec0, 0x7f00, 0x7f40, 0x7f80, 0x7fc0, 0, short(0xfe00),
+                                            short(0xfe80), short(0xfec0), short(0xff00), short(0xff40), short(0xff80),
+                                            short(0xffc0));
+    return _mm512_broadcast_i64x4(codes);
+}
+
+// The slab's scales for columns from k on, at most kDepth of them.
+void prepare_fp4(Slab& s, index_t k) {
+    constexpr index_t most = kDepth / kFp4Group;
+    const index_t groups = std::min(most, (s.matrix.columns - k) / kFp4Group), per_row = s.matrix.scales_per_row();
+    const __mmask16 inside = __mmask16((1u << groups) - 1);
+    const __m128i middle = _mm_set1_epi8(127);
+    const auto codes = [&](index_t r) {
+        return _mm_mask_loadu_epi8(middle, inside, s.matrix.scale + (s.row + r) * per_row + k / kFp4Group);
+    };
+    const auto odd = [](__m128i e) {
+        return _mm_cmplt_epu8_mask(e, _mm_set1_epi8(kLeastScale)) | _mm_cmpgt_epu8_mask(e, _mm_set1_epi8(char(kMostScale)));
+    };
+    __m128i least = middle, largest = middle;
+    for (index_t r = 0; r < s.count; ++r) {
+        const __m128i e = codes(r);
+        least = _mm_min_epu8(least, e);
+        largest = _mm_max_epu8(largest, e);
+        const __m256i bias = _mm256_slli_epi16(_mm256_sub_epi16(_mm256_set1_epi16(253), _mm256_cvtepu8_epi16(e)), 7);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(s.fp4_bias[r]), bias);
+    }
+    if (odd(least) | odd(largest)) [[unlikely]]
+        for (index_t r = 0; r < s.count; ++r)
+            if (odd(codes(r))) s.odd[r] = true;
+}
+
+// Words 0-3, or 4-7, each over the quarter of a register that its group of 32 columns fills.
+inline __m512i fp4_spread(index_t k) {
+    const __m512i low = _mm512_setr_epi32(0x01000100, 0x01000100, 0x01000100, 0x01000100, 0x03020302, 0x03020302,
+                                          0x03020302, 0x03020302, 0x05040504, 0x05040504, 0x05040504, 0x05040504,
+                                          0x07060706, 0x07060706, 0x07060706, 0x07060706);
+    return _mm512_add_epi8(low, _mm512_set1_epi8(k % (2 * kUnit) ? 8 : 0));
+}
+
+FOURFOLD_INLINE void decode_fp4(Slab& s, index_t k, index_t begin, index_t end, Tiles& tiles) {
+    const __m512i table = fp4_table(), spread = fp4_spread(k);
+    const index_t bytes = s.matrix.row_bytes(), width = bytes - k / 2, ahead = distance_ahead(bytes, k / 2);
+    const std::uint8_t* p = s.matrix.weight + (s.row + begin) * bytes + k / 2;
+    const std::uint16_t* scales = &s.fp4_bias[begin][k % kDepth / (2 * kUnit) * 8];
+    for (index_t r = begin; r < end; ++r, p += bytes, scales += kDepth / kFp4Group) {
+        fetch_line(p + ahead);
+        const __m512i words = line(p, width);
+        const __m128i eight = _mm_load_si128(reinterpret_cast<const __m128i*>(scales));
+        const __m512i bias = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(eight), spread);
+        const auto value = [&](__m512i codes) {
+            return _mm512_subs_epu16(_mm512_permutexvar_epi16(codes, table), bias);
+        };
+        bf16_t* out = place(tiles, r);
+        _mm512_store_si512(out, value(words));
+        _mm512_store_si512(out + kNextStep, value(_mm512_srli_epi16(words, 4)));
+        _mm512_store_si512(out + 2 * kNextStep, value(_mm512_srli_epi16(words, 8)));
+        _mm512_store_si512(out + 3 * kNextStep, value(_mm512_srli_epi16(words, 12)));
+    }
+}
+
+// Words with e4m3 in their upper byte -> bfloat16, for numbers that are not subnormal.
+inline __m512i fp8_values(__m512i upper, __m512i bias) {
+    const __m512i fields = _mm512_and_si512(_mm512_srai_epi16(upper, 4), _mm512_set1_epi16(short(0x87f0)));
+    return _mm512_add_epi16(fields, bias);
+}
+
+// The same with subnormal numbers and zeros: mantissa * 2^-9 from a table of the eight.
+inline __m512i fp8_small_values(__m512i upper, __m512i bias, __m512i subnormals) {
+    const __mmask32 small = _mm512_testn_epi16_mask(upper, _mm512_set1_epi16(0x7800));
+    const __m512i value = _mm512_permutexvar_epi16(_mm512_srli_epi16(upper, 8), subnormals);
+    const __m512i with_sign =
+        _mm512_or_si512(value, _mm512_and_si512(upper, _mm512_set1_epi16(short(0x8000))));
+    return _mm512_mask_mov_epi16(fp8_values(upper, bias), small, with_sign);
+}
+
+// Indices 0-7 and 16-23 mean the mantissas: bit 4 of the index is the sign's neighbour, always 0 here.
+inline __m512i subnormal_table(int e) {
+    const __m512i values = _mm512_zextsi128_si512(
+        _mm_setr_epi16(0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60));
+    return _mm512_mask_add_epi16(values, 0xfe, values, _mm512_set1_epi16(short((e - 127) * 128)));
+}
+
+// Half a unit of one row; true: it has NaNs.
+FOURFOLD_INLINE bool decode_fp8_line(__m512i codes, __m512i bias, __m512i subnormals, bf16_t* out) {
+    const __m512i magnitudes = _mm512_and_si512(codes, _mm512_set1_epi8(0x7f));
+    const __m512i lower = _mm512_slli_epi16(codes, 8);
+    if (_mm512_testn_epi8_mask(codes, _mm512_set1_epi8(0x78))) [[unlikely]] {  // one weight in thousands
+        _mm512_store_si512(out, fp8_small_values(lower, bias, subnormals));
+        _mm512_store_si512(out + kNextStep, fp8_small_values(codes, bias, subnormals));
+    } else {
+        _mm512_store_si512(out, fp8_values(lower, bias));
+        _mm512_store_si512(out + kNextStep, fp8_values(codes, bias));
+    }
+    return _mm512_cmpeq_epi8_mask(magnitudes, _mm512_set1_epi8(0x7f)) != 0;
+}
+
+FOURFOLD_INLINE void decode_fp8(Slab& s, index_t k, index_t begin, index_t end, Tiles& tiles) {
+    const Matrix& m = s.matrix;
+    const index_t bytes = m.columns, width = bytes - k, ahead = distance_ahead(bytes, k);
+    // A slab begins at a multiple of 32 rows and a unit is a block wide, so one scale serves all of it.
+    const int e = m.scale[s.row / kFp8Block * m.scales_per_row() + k / kFp8Block];
+    const __m512i bias = _mm512_set1_epi16(short((e - 7) * 128)), subnormals = subnormal_table(e);
+    const bool extreme = e < kLeastScale || e > kMostScale;
+    const std::uint8_t* p = m.weight + (s.row + begin) * bytes + k;
+    for (index_t r = begin; r < end; ++r, p += bytes) {
+        fetch_line(p + ahead);
+        fetch_line(p + ahead + 64);
+        bf16_t* out = place(tiles, r);
+        const bool left = decode_fp8_line(line(p, width), bias, subnormals, out);
+        const bool right = decode_fp8_line(line(p + 64, width - 64), bias, subnormals, out + 2 * kNextStep);
+        if (left || right || extreme) [[unlikely]] s.odd[r] = true;
+    }
+}
+
+FOURFOLD_INLINE void decode_bf16(Slab& s, index_t k, index_t begin, index_t end, Tiles& tiles) {
+    const index_t bytes = 2 * s.matrix.columns, width = bytes - 2 * k, ahead = distance_ahead(bytes, 2 * k);
+    const std::uint8_t* p = s.matrix.weight + (s.row + begin) * bytes + 2 * k;
+    for (index_t r = begin; r < end; ++r, p += bytes)
+        for (index_t i = 0; i < kUnitSteps; ++i) {
+            fetch_line(p + ahead + 64 * i);
+            _mm512_store_si512(place(tiles, r) + i * kNextStep, line(p + 64 * i, width - 64 * i));
+        }
+}
+
+// One unit of columns from k on, zeros beyond the matrix, of the rows from begin on.
+template <Format format>
+FOURFOLD_INLINE void decode(Slab& s, index_t k, index_t begin, index_t end, Tiles& tiles) {
+    end = std::min(end, s.count);
+    if constexpr (format == Format::Fp4) {
+        if (k % kDepth == 0 && begin == 0) prepare_fp4(s, k);
+        decode_fp4(s, k, begin, end, tiles);
+    } else if constexpr (format == Format::Fp8) {
+        decode_fp8(s, k, begin, end, tiles);
+    } else {
+        decode_bf16(s, k, begin, end, tiles);
+    }
+}
+
+// Where column k stands in that order.
+inline index_t place_of(Format format, index_t k) {
+    if (format == Format::Bf16) return k;
+    const index_t parts = format == Format::Fp4 ? 4 : 2, unit = parts * kStep, i = k % unit;
+    return k - i + i % parts * kStep + i / parts;
+}
+
+// x at even places, then at odd ones, of 64.
+struct Split {
+    __m512i even, odd;
+};
+
+inline Split split(__m512i low, __m512i high) {
+    const __m512i evens = _mm512_cvtepu16_epi32(_mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    // Word j of the index: 2j (of `low` up to 31, of `high` beyond).
+    const __m512i twice = _mm512_slli_epi32(evens, 2);
+    const __m512i index = _mm512_or_si512(twice, _mm512_slli_epi32(_mm512_add_epi32(twice, _mm512_set1_epi32(2)), 16));
+    return {_mm512_permutex2var_epi16(low, index, high),
+            _mm512_permutex2var_epi16(low, _mm512_add_epi16(index, _mm512_set1_epi16(1)), high)};
+}
+
+// A row of x in the order of columns in which these weights are decoded.
+void arrange(Format format, const bf16_t* x, index_t columns, bf16_t* out) {
+    const index_t width = Bf16Products::width(columns);
+    for (index_t k = 0; k < width; k += kUnit) {
+        __m512i in[kUnitSteps];
+        for (index_t i = 0; i < kUnitSteps; ++i)
+            in[i] = line(reinterpret_cast<const std::uint8_t*>(x + k + i * kStep), 2 * (columns - k - i * kStep));
+        if (format != Format::Bf16) {
+            Split first = split(in[0], in[1]), second = split(in[2], in[3]);
+            if (format == Format::Fp4) {
+                const Split evens = split(first.even, second.even), odds = split(first.odd, second.odd);
+                first = {evens.even, odds.even};
+                second = {evens.odd, odds.odd};
+            }
+            in[0] = first.even, in[1] = first.odd, in[2] = second.even, in[3] = second.odd;
+        }
+        for (index_t i = 0; i < kUnitSteps; ++i) _mm512_storeu_si512(out + k + i * kStep, in[i]);
+    }
+}
+
+// Tile numbers must be constants: one step of 32 columns for one or two blocks of tokens.
+template <int blocks>
+FOURFOLD_INLINE void step(const bf16_t (&weights)[kSlab / kTile][kTile][kStep], const bf16_t* const* x,
+                          const Widths& widths, index_t k) {
+    memory_is_written();
+    _tile_loadd(4, weights[0], 64);
+    _tile_loadd(5, weights[1], 64);
+    _tile_loadd(6, x[0] + k * widths.left, 4 * widths.left);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 5, 6);
+    if constexpr (blocks == 2) {
+        _tile_loadd(7, x[1] + k * widths.right, 4 * widths.right);
+        _tile_dpbf16ps(2, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+}
+
+using Sums = float[4][kTile * kTile];
+
+template <int blocks>
+FOURFOLD_INLINE void zero_sums() {
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (blocks == 2) {
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+}
+
+template <int blocks>
+FOURFOLD_INLINE void load_sums(const Sums& sums, const Widths& widths) {
+    memory_is_written();
+    _tile_loadd(0, sums[0], 4 * widths.left);
+    _tile_loadd(1, sums[1], 4 * widths.left);
+    if constexpr (blocks == 2) {
+        _tile_loadd(2, sums[2], 4 * widths.right);
+        _tile_loadd(3, sums[3], 4 * widths.right);
+    }
+}
+
+template <int blocks>
+FOURFOLD_INLINE void store_sums(Sums& sums, const Widths& widths) {
+    _tile_stored(0, sums[0], 4 * widths.left);
+    _tile_stored(1, sums[1], 4 * widths.left);
+    if constexpr (blocks == 2) {
+        _tile_stored(2, sums[2], 4 * widths.right);
+        _tile_stored(3, sums[3], 4 * widths.right);
+    }
+}
+
+// 16 rows of 16 words of 32 bits, turned: out[j] has word j of every row.
+void transpose(const __m512i (&in)[16], __m512i (&out)[16]) {
+    __m512i a[16], b[16];
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_epi32(in[i], in[i + 1]);
+        a[i + 1] = _mm512_unpackhi_epi32(in[i], in[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+        b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+        b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+    // b[4i + j]: words j, j + 4, j + 8, j + 12 of rows 4i .. 4i + 3, a quarter each.
+    for (int j = 0; j < 4; ++j) {
+        const __m512i low = _mm512_shuffle_i32x4(b[j], b[4 + j], 0x88), high = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0x88);
+        const __m512i low2 = _mm512_shuffle_i32x4(b[j], b[4 + j], 0xdd), high2 = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0xdd);
+        out[j] = _mm512_shuffle_i32x4(low, high, 0x88);
+        out[8 + j] = _mm512_shuffle_i32x4(low, high, 0xdd);
+        out[4 + j] = _mm512_shuffle_i32x4(low2, high2, 0x88);
+        out[12 + j] = _mm512_shuffle_i32x4(low2, high2, 0xdd);
+    }
+}
+
+// sums [16 rows][width] -> y[token][row] for the tokens and rows that exist.
+void scatter(const float* sums, index_t width, index_t tokens, index_t row, index_t count, float* const* y) {
+    if (width == kTile && tokens > 1) {
+        const __mmask16 inside = __mmask16((1u << count) - 1);
+        __m512i in[kTile], out[kTile];
+        for (index_t r = 0; r < kTile; ++r) in[r] = _mm512_loadu_si512(sums + r * kTile);
+        transpose(in, out);
+        for (index_t t = 0; t < tokens; ++t) _mm512_mask_storeu_epi32(y[t] + row, inside, out[t]);
+        return;
+    }
+    for (index_t t = 0; t < tokens; ++t)
+        for (index_t r = 0; r < count; ++r) y[t][row + r] = sums[r * width + t];
+}
+
+// The slab's sums for the tokens of two blocks.
+void scatter_pair(const Slab& s, const Sums& sums, const Widths& widths, index_t tokens, float* const* y) {
+    for (int half = 0; half < 2; ++half) {
+        const index_t count = std::clamp<index_t>(s.count - half * kTile, 0, kTile), row = s.row + half * kTile;
+        scatter(sums[half], widths.left, std::min(tokens, kTile), row, count, y);
+        scatter(sums[2 + half], widths.right, std::max<index_t>(tokens - kTile, 0), row, count, y + kTile);
+    }
+}
+
+// Few tokens: the sums never leave their tiles.  A unit is decoded one ahead of its use, because a tile cannot be
+// loaded before the stores to its memory have left the store buffer; a quarter of it at a time, so that decoding goes
+// on while the last step's sums are under way.
+template <Format format, int blocks>
+void few(Slab& s, const bf16_t* const* x, const Widths& widths, index_t n, float* const* y) {
+    constexpr index_t quarter = kSlab / kUnitSteps;
+    alignas(64) Tiles tiles[2];
+    if (s.count < kSlab) std::memset(tiles, 0, sizeof tiles);
+    const index_t columns = s.matrix.columns;
+    decode<format>(s, 0, 0, kSlab, tiles[0]);
+    zero_sums<blocks>();
+    for (index_t k = 0, turn = 0; k < columns; k += kUnit, turn ^= 1) {
+        for (index_t i = 0; i < kUnitSteps; ++i) {
+            if (k + kUnit < columns)
+                decode<format>(s, k + kUnit, i * quarter, (i + 1) * quarter, tiles[turn ^ 1]);
+            step<blocks>(tiles[turn][i], x, widths, k + i * kStep);
+        }
+    }
+    alignas(64) Sums sums;
+    store_sums<blocks>(sums, widths);
+    scatter_pair(s, sums, widths, n, y);
+}
+
+// Many tokens: a slab's next 512 columns are decoded into the first-level cache, then meet all blocks of tokens.
+constexpr index_t kMostPairs = 32;  // of blocks of tokens
+struct Work {
+    alignas(64) Tiles tiles[kDepth / kUnit];
+    alignas(64) Sums sums[kMostPairs];
+};
+
+template <int blocks>
+FOURFOLD_INLINE void deep(const Tiles* tiles, index_t steps, const bf16_t* const* x, index_t k, Sums& sums) {
+    constexpr Widths full{kTile, kTile};
+    if (k)
+        load_sums<blocks>(sums, full);
+    else
+        zero_sums<blocks>();
+    for (index_t i = 0; i < steps; ++i) step<blocks>(tiles[i / kUnitSteps][i % kUnitSteps], x, full, k + i * kStep);
+    store_sums<blocks>(sums, full);
+}
+
+template <Format format>
+void many(Slab& s, Work& work, const bf16_t* const* x, index_t n, float* const* y) {
+    if (s.count < kSlab) std::memset(work.tiles, 0, sizeof work.tiles);
+    const index_t blocks = ceil_div(n, kTile), pairs = blocks / 2;
+    for (index_t k = 0; k < s.matrix.columns; k += kDepth) {
+        const index_t depth = std::min(kDepth, s.matrix.columns - k), steps = ceil_div(depth, kUnit) * kUnitSteps;
+        for (index_t i = 0; i < depth; i += kUnit) decode<format>(s, k + i, 0, kSlab, work.tiles[i / kUnit]);
+        for (index_t p = 0; p < pairs; ++p) deep<2>(work.tiles, steps, x + 2 * p, k, work.sums[p]);
+        if (blocks % 2) deep<1>(work.tiles, steps, x + 2 * pairs, k, work.sums[pairs]);
+    }
+    for (index_t t = 0; t < n; t += kSlab)
+        scatter_pair(s, work.sums[t / kSlab], {kTile, kTile}, std::min(kSlab, n - t), y + t);
+}
+
+float stored_value(const Matrix& m, index_t row, index_t k) {
+    if (m.format == Format::Bf16) {
+        bf16_t bits;
+        std::memcpy(&bits, m.weight + row * m.row_bytes() + 2 * k, sizeof bits);
+        const std::uint32_t wide = std::uint32_t{bits} << 16;
+        float value;
+        std::memcpy(&value, &wide, sizeof value);
+        return value;
+    }
+    if (m.format == Format::Fp8) {
+        const int code = m.weight[row * m.row_bytes() + k], exponent = code >> 3 & 15, mantissa = code & 7;
+        if ((code & 127) == 127) return std::numeric_limits<float>::quiet_NaN();
+        const float v = exponent ? std::ldexp(8.f + mantissa, exponent - 10) : std::ldexp(float(mantissa), -9);
+        return (code < 128 ? v : -v) * e8m0(m.scale[row / kFp8Block * m.scales_per_row() + k / kFp8Block]);
+    }
+    constexpr float values[8] = {0.f, 0.5f, 1.f, 1.5f, 2.f, 3.f, 4.f, 6.f};
+    const int code = m.weight[row * m.row_bytes() + k / 2] >> 4 * (k % 2) & 15;
+    return (code < 8 ? values[code] : -values[code - 8]) * e8m0(m.scale[row * m.scales_per_row() + k / kFp4Group]);
+}
+
+// Rows that the tiles cannot represent, one product after the other in float32.
+void odd_rows(const Slab& s, const bf16_t* const* x, index_t width, index_t n, float* const* y) {
+    for (index_t r = 0; r < s.count; ++r) {
+        if (!s.odd[r]) continue;
+        for (index_t t = 0; t < n; ++t) {
+            float sum = 0.f;
+            for (index_t k = 0; k < s.matrix.columns; ++k) {
+                const index_t at = place_of(s.matrix.format, k);
+                const bf16_t bits = x[t / kTile][(at / 2 * width + t % kTile) * 2 + at % 2];
+                const std::uint32_t wide = std::uint32_t{bits} << 16;
+                float value;
+                std::memcpy(&value, &wide, sizeof value);
+                sum += value * stored_value(s.matrix, s.row + r, k);
+            }
+            y[t][s.row + r] = sum;
+        }
+    }
+}
+
+template <Format format, int blocks>
+void slabs_of_few(const Matrix& m, index_t begin, index_t end, const bf16_t* const* x, float* const* y, index_t n) {
+    const Widths widths = {std::min(n, kTile), blocks == 2 ? n - kTile : kTile};
+    configure(widths);
+    for (index_t row = begin; row < end; row += kSlab) {
+        Slab s(m, row, end);
+        few<format, blocks>(s, x, widths, n, y);
+        odd_rows(s, x, widths.left, n, y);
+    }
+}
+
+// Tokens whose inputs stay in the second-level cache while the matrix passes by.
+index_t group_of(const Matrix& m) {
+    constexpr index_t cache = 1 << 20;
+    const index_t fit = cache / (2 * Bf16Products::width(m.columns)) / kSlab * kSlab;
+    return std::clamp<index_t>(fit, 2 * kSlab, kMostPairs * kSlab);
+}
+
+template <Format format>
+void slabs_of_many(const Matrix& m, index_t begin, index_t end, const bf16_t* const* x, float* const* y, index_t n) {
+    static thread_local Work* work = new Work;
+    configure({kTile, kTile});
+    const index_t group = group_of(m);
+    for (index_t first = 0; first < n; first += group) {
+        const index_t count = std::min(group, n - first);
+        for (index_t row = begin; row < end; row += kSlab) {
+            Slab s(m, row, end);
+            many<format>(s, *work, x + first / kTile, count, y + first);
+            odd_rows(s, x + first / kTile, kTile, count, y + first);
+        }
+    }
+}
+
+template <Format format>
+void slabs(const Matrix& m, index_t begin, index_t end, const bf16_t* const* x, float* const* y, index_t n) {
+    if (n <= kTile)
+        slabs_of_few<format, 1>(m, begin, end, x, y, n);
+    else if (n <= kFew)
+        slabs_of_few<format, 2>(m, begin, end, x, y, n);
+    else
+        slabs_of_many<format>(m, begin, end, x, y, n);
+}
+
+void multiply(const Matrix& m, index_t begin, index_t end, const bf16_t* const* x, float* const* y, index_t n) {
+    if (m.format == Format::Fp4)
+        slabs<Format::Fp4>(m, begin, end, x, y, n);
+    else if (m.format == Format::Fp8)
+        slabs<Format::Fp8>(m, begin, end, x, y, n);
+    else
+        slabs<Format::Bf16>(m, begin, end, x, y, n);
+    // Leave no tiles behind: their state would be saved at every switch of tasks.
+    _tile_release();
+}
+
+void interleave(const bf16_t* const* rows, index_t count, index_t width, index_t columns, bf16_t* block) {
+    const index_t whole = Bf16Products::width(columns);
+    for (index_t k = 0; k < whole; k += kStep) {
+        __m512i in[16], out[16];
+        for (index_t t = 0; t < kTile; ++t)
+            in[t] = t < count ? _mm512_loadu_si512(rows[t] + k) : _mm512_setzero_si512();
+        transpose(in, out);
+        const __mmask16 inside = __mmask16((1u << width) - 1);
+        for (index_t p = 0; p < kTile; ++p) _mm512_mask_storeu_epi32(block + (k / 2 + p) * width * 2, inside, out[p]);
+    }
+}
+
+}  // namespace
+
+const Bf16Products kAmxProducts = {arrange, interleave, multiply};
+
+bool amx_usable() {
+    // Linux hands out the tiles' state on request (ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA), for all threads.
+    constexpr long request = 0x1023, tile_data = 18;
+    static const bool usable = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+                               syscall(SYS_arch_prctl, request, tile_data) == 0;
+    return usable;
+}
+
+}  // namespace fourfold

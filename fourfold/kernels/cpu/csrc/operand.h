@@ -1,0 +1,85 @@
+// The input of matrix products, prepared: rounded, and in the order in which a kernel meets the weights.
+#pragma once
+
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "isa.h"
+
+namespace fourfold {
+
+// Memory that a thread keeps between calls: no allocation in the usual one.
+class Scratch {
+public:
+    template <class T>
+    T* get(index_t count) {
+        const index_t bytes = count * index_t(sizeof(T));
+        if (bytes > size_) {
+            memory_.reset(static_cast<char*>(::operator new(bytes, kAlign)));
+            size_ = bytes;
+        }
+        return reinterpret_cast<T*>(memory_.get());
+    }
+
+private:
+    static constexpr std::align_val_t kAlign{64};
+    struct Free {
+        void operator()(char* p) const { ::operator delete(p, kAlign); }
+    };
+    std::unique_ptr<char, Free> memory_;
+    index_t size_ = 0;
+};
+
+// How the input of a product is rounded; numbers as in fourfold.kernels.formats.Rounding.
+enum class Rounding { None = 0, Bf16 = 1, Fp8 = 2 };
+
+// Rows of activations, float32 or bfloat16, row i at `stride` elements after row i - 1.
+struct Rows {
+    const float* f32;
+    const bf16_t* bf16;  // one of the two is null
+    index_t count, columns, stride;
+
+    // `n` rows from `begin` on.
+    Rows from(index_t begin, index_t n) const {
+        return {f32 ? f32 + begin * stride : nullptr, bf16 ? bf16 + begin * stride : nullptr, n, columns, stride};
+    }
+};
+
+// Rounded rows, each ready to meet any matrix with as many columns that the same kernel multiplies.
+class Operand {
+public:
+    // `format`: of the matrices; `in_bf16`: for Kernels::bf16 instead of Kernels::rows.
+    void prepare(const Rows& x, Rounding rounding, Format format, bool in_bf16);
+
+    // The products of the listed rows (in this order) with a matrix, once `gather` has been called on the list.
+    struct Selection {
+        const index_t* rows;  // null: all rows in order
+        index_t count;
+        index_t first_block;  // where `gather` put it
+    };
+    // Lays out the inputs of all selections; they stay valid until the next call.
+    void gather(std::vector<Selection>& selections);
+    // y[i][o] for begin <= o < end and the selection's rows i.  begin is a multiple of 32.
+    void multiply(const Matrix& matrix, index_t begin, index_t end, const Selection& selection, float* const* y) const;
+
+private:
+    void prepare_bf16(const Rows& x, Rounding rounding, Format format);
+    void prepare_f32(const Rows& x, Rounding rounding, Format format);
+    const bf16_t* row_bf16(index_t i) const { return bf16_rows_ + i * bf16_stride_; }
+
+    bool in_bf16_ = false;
+    index_t columns_ = 0, f32_stride_ = 0, bf16_stride_ = 0;
+    const float* f32_rows_ = nullptr;
+    const bf16_t* bf16_rows_ = nullptr;
+    Scratch rows_memory_, block_memory_;
+    std::vector<const float*> f32_pointers_;
+    std::vector<const bf16_t*> blocks_;
+};
+
+// Will Kernels::bf16 multiply this matrix?
+inline bool in_bf16(const Matrix& m, Rounding rounding) {
+    return rounding != Rounding::None && kernels().bf16 && Bf16Products::covers(m);
+}
+
+}  // namespace fourfold
