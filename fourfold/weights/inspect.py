@@ -1,4 +1,4 @@
-"""What a checkpoint is: layers, parameters, bytes by part and format, KV cache; from headers or config alone."""
+"""What a checkpoint is: layers, parameters, bytes by part and format, KV; from headers or config alone."""
 
 from __future__ import annotations
 

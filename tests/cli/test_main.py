@@ -12,7 +12,7 @@ import fourfold
 from fourfold.cli import main as module
 from fourfold.errors import CheckpointError
 
-COMMANDS = ("chat", "generate", "inspect", "verify", "export", "synth", "train", "kernels")
+COMMANDS = ("chat", "generate", "inspect", "plan", "verify", "export", "synth", "train", "kernels")
 
 
 def test_version_is_the_packages(run):
