@@ -178,7 +178,7 @@ def _machine(plan: Plan) -> str:
 
 def _facts(plan: Plan) -> list[tuple[str, str]]:
     demand, device = plan.demand, plan.machine.device
-    split = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in demand.read_by_format.items())
+    split = ", ".join(f"{name} {_read(size)}" for name, size in demand.read_by_format.items())
     rows = [
         (
             "parameters",
@@ -188,7 +188,7 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
             "weights",
             f"{console.size(demand.total_bytes)}, one expert {console.size(demand.one_expert_bytes)}",
         ),
-        ("read for a token", f"{plan.bytes_per_token / 1e9:.2f} GB ({split})"),
+        ("read for a token", f"{_read(plan.bytes_per_token)} ({split})"),
         ("KV cache", f"{console.size(plan.kv_bytes)} a sequence of {plan.context:,} tokens"),
         (
             "hardware",
@@ -228,10 +228,15 @@ def _speed(speed: Speed, count: int) -> tuple[str, ...]:
     return (
         console.number(speed.tokens_per_second),
         console.number(speed.tokens_per_second / count),
-        f"{speed.bytes_read / 1e9:,.2f} GB",
+        _read(speed.bytes_read),
         speed.limit,
         time,
     )
+
+
+def _read(size: float) -> str:
+    """Bytes that move, in decimal units as bandwidths are."""
+    return f"{size / 1e9:,.2f} GB" if size >= 1e8 else f"{size / 1e6:,.2f} MB"
 
 
 def _costs(plan: Plan) -> list[tuple[str, ...]]:
@@ -242,6 +247,6 @@ def _costs(plan: Plan) -> list[tuple[str, ...]]:
         rows.append((f"here, {who}, {cost.an_hour:.3g} {cost.currency} an hour", cost.currency, "", *amounts))
     for price in plan.hosted:
         dates = f"from {price.since}" if price.until is None else f"{price.since} to {price.until}"
-        amounts = (f"{price.cached_input:g}", f"{price.input:g}", f"{price.output:g}")
-        rows.append((f"hosted {price.served}, {price.tariff}, {dates}", price.currency, *amounts))
+        prices = (f"{price.cached_input:g}", f"{price.input:g}", f"{price.output:g}")
+        rows.append((f"hosted {price.served}, {price.tariff}, {dates}", price.currency, *prices))
     return rows

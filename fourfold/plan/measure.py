@@ -117,7 +117,7 @@ def disk_read_rate(path: Path, block: int) -> float:
             size = file.stat().st_size
             if size < 2 * block:
                 raise RequestError(
-                    f"--disk {path} has {size:,} bytes; allowed: {2 * block:,} and more, two experts, or a folder"
+                    f"--disk {path} has {size:,} bytes; allowed: {2 * block:,} (two experts) or a folder"
                 )
             return _random_reads(file, size, block)
     except OSError as error:

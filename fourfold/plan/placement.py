@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,7 +57,7 @@ class Placement:
     fits: False if even the slowest place is too small or missing; `missing` bytes then lack, and `advice` is
     what to do.  room: bytes of each place that may be used.  expert_share: of the main layers' routed experts
     that lie in each place; those on disk pass through a cache of the others' size.  most_sequences: that fit
-    with the weights in the same places, at this context.
+    at this context, their caches in the fastest place and the weights anywhere.
     """
 
     fits: bool
@@ -93,8 +94,7 @@ def place(
     missing = max(fixed - room[first], 0) + unplaced
     if unplaced:
         parts.append(PlacedPart("experts without a place", None, unplaced))
-    all_first = experts.get(first, 0) == demand.expert_bytes
-    spare = room[first] - demand.resident_bytes - (demand.expert_bytes if all_first else 0)
+    spare = min(room[first] - demand.resident_bytes, sum(room.values()) - demand.total_bytes)
     return Placement(
         fits=missing == 0,
         parts=tuple(parts),
@@ -102,7 +102,9 @@ def place(
         expert_share={name: size / demand.expert_bytes for name, size in experts.items()},
         most_sequences=max(spare, 0) // max(sequence, 1),
         missing=missing,
-        advice=_advice(machine, missing, kv, fixed > room[first], concurrency) if missing else "",
+        advice=_advice(machine, room[first], missing, kv, fixed > room[first], concurrency)
+        if missing
+        else "",
     )
 
 
@@ -110,11 +112,11 @@ def _room(machine: Machine, reserve: int) -> dict[Place, int]:
     """Usable bytes of each place there is, fastest first."""
     device = machine.device
     if not device.own_memory:
-        return {"RAM": _ram(machine, device, reserve)} | _disk(machine)
+        return _with_disk(machine, {"RAM": _ram(machine, device, reserve)})
     room: dict[Place, int] = {"device": max(machine.devices * (device.memory - reserve), 0)}
     if machine.host is not None:
         room["RAM"] = _ram(machine, machine.host, reserve)
-    return room | _disk(machine)
+    return _with_disk(machine, room)
 
 
 def _ram(machine: Machine, holder: Hardware, reserve: int) -> int:
@@ -125,9 +127,9 @@ def _ram(machine: Machine, holder: Hardware, reserve: int) -> int:
     return max(count * (one - reserve), 0)
 
 
-def _disk(machine: Machine) -> dict[Place, int]:
+def _with_disk(machine: Machine, room: dict[Place, int]) -> dict[Place, int]:
     """A disk is as large as need be: the checkpoint lies there already."""
-    return {} if machine.disk_rate is None else {"disk": 1 << 62}
+    return room if machine.disk_rate is None else room | {"disk": 1 << 62}
 
 
 def _fill(amount: int, left: dict[Place, int]) -> dict[Place, int]:
@@ -141,10 +143,10 @@ def _fill(amount: int, left: dict[Place, int]) -> dict[Place, int]:
     return taken
 
 
-def _advice(machine: Machine, missing: int, kv: int, first_is_full: bool, concurrency: int) -> str:
+def _advice(machine: Machine, room: int, missing: int, kv: int, first_is_full: bool, concurrency: int) -> str:
     ways = []
     if machine.device.own_memory:
-        more = -(-missing // max(machine.device.memory, 1))
+        more = math.ceil(missing * machine.devices / room) if room else 1
         ways.append(f"--devices {machine.devices + more} or more")
         if machine.host is None and not first_is_full:
             ways.append("--host NAME, whose RAM holds the experts")

@@ -29,8 +29,8 @@ class Plan:
     decode: by number of sequences decoded together (1, and the concurrency asked for), one Speed each, two
     where experts stream from disk (uniform and skewed routing).  prefill: of one prompt; its seconds are the
     time to the first token.  All three, costs too, are empty where the model does not fit.
-    kv_bytes: of one sequence, bf16.  hosted: list prices of DeepSeek's API, if it offers the model.  assumptions: what the
-    prediction rests on, in words.
+    kv_bytes: of one sequence, bf16.  hosted: list prices of DeepSeek's API, if it offers the model.
+    assumptions: what the prediction rests on, in words.
     """
 
     model: str

@@ -60,7 +60,7 @@ class Roofline:
         self.host = None if machine.host is None else self._unit(machine.host, 1)
 
     def decode(self, context: int, concurrency: int) -> list[Speed]:
-        """A token for each of `concurrency` sequences of `context` tokens; two Speeds where a disk streams."""
+        """A token for each of `concurrency` sequences of `context` tokens; two Speeds with a disk."""
         return [self._decode(context, concurrency, routing) for routing in self._routings()]
 
     def prefill(self, prompt: int, chunk: int) -> Speed:
