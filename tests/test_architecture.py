@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": BASE,
     "kernels": BASE | {"config"},
     "weights": BASE | {"config", "kernels"},
+    "plan": BASE | {"config", "weights"},
     "model": BASE | {"config", "kernels"},
     "protocol": BASE,
     "loading": BASE | {"config", "kernels", "model", "weights"},

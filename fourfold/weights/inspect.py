@@ -1,4 +1,4 @@
-"""What a checkpoint is: layers, parameters, bytes by format, KV cache; from headers or config alone."""
+"""What a checkpoint is: layers, parameters, bytes by part and format, KV; from headers or config alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fourfold.config import ModelConfig
 from fourfold.config_keys import KINDS
@@ -24,6 +24,10 @@ _BYTES: dict[Format, float] = {"fp4": 0.5, "fp8": 1.0, "bf16": 2.0, "f32": 4.0, 
 _PUBLISHED: dict[Kind, Format] = {
     "expert": "fp4", "linear": "fp8", "bf16": "bf16", "f32": "f32", "int": "int",
 }  # fmt: skip
+Part = Literal["embedding", "dense", "head", "experts", "mtp dense", "mtp experts"]
+"""How often a token meets a weight: one row of it, always (dense and head), if it is routed there, or only
+when the MTP block drafts."""
+
 _NOT_STATED = "not stated (counted as fp4)"
 _KV_FP8_GROUP = 64  # non-RoPE dims of a stored entry that share a one-byte scale
 
@@ -69,6 +73,14 @@ class CheckpointReport:
 
 
 @dataclass(frozen=True)
+class PartSize:
+    """Parameters, and the bytes of weights and scales, of one part in one format."""
+
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class _Weight:
     """A weight with its place in the sums: `shape` logical, sizes in bytes."""
 
@@ -79,6 +91,10 @@ class _Weight:
     weight_bytes: int
     scale_bytes: int
 
+    @property
+    def parameters(self) -> int:
+        return 0 if self.kind == "int" else math.prod(self.shape)
+
 
 def inspect_checkpoint(path: Path | str) -> CheckpointReport:
     """Report on a checkpoint folder, a repository id, or a bare config.json (file or folder).
@@ -88,11 +104,25 @@ def inspect_checkpoint(path: Path | str) -> CheckpointReport:
     file = Path(path)
     folder = None if file.is_file() else resolve(path)
     config = ModelConfig.from_file(folder or file)
-    if folder is not None and any((folder / name).exists() for name in (INDEX, SINGLE)):
-        weights, files = _stored(folder, config)
-    else:
-        weights, files = _expected(config), 0
+    weights, files = _weights(folder, config)
     return _report(str(path), config, weights, files)
+
+
+def part_sizes(config: ModelConfig, folder: Path | None = None) -> dict[tuple[Part, str], PartSize]:
+    """Sizes by part and format: of the weights in `folder`, or of a published checkpoint of this config.
+
+    Integers (`tid2eid`) have format "int" and no parameters.  Raises CheckpointError if the folder would not
+    load.
+    """
+    sizes: dict[tuple[Part, str], PartSize] = {}
+    for weight in _weights(folder, config)[0]:
+        key = (_part(weight), weight.format)
+        before = sizes.get(key, PartSize(0, 0))
+        sizes[key] = PartSize(
+            before.parameters + weight.parameters,
+            before.bytes + weight.weight_bytes + weight.scale_bytes,
+        )
+    return sizes
 
 
 def kv_bytes(config: ModelConfig, tokens: int, *, published: bool) -> int:
@@ -101,17 +131,53 @@ def kv_bytes(config: ModelConfig, tokens: int, *, published: bool) -> int:
     published: FP8 with a scale byte per 64 and bf16 RoPE dims, FP4 index keys with a scale byte per 32;
     otherwise bf16.  The MTP blocks' windows count; a compressor's few pending tokens do not.
     """
-    dim, rope, index_dim = config.head_dim, config.qk_rope_head_dim, config.index_head_dim
-    entry, index = 2 * dim, 2 * index_dim
-    if published:
-        entry = (dim - rope) + -(-(dim - rope) // _KV_FP8_GROUP) + 2 * rope
-        index = index_dim // 2 + -(-index_dim // FP4_GROUP)
+    entry, index = _entry_bytes(config, published)
     window = min(tokens, config.sliding_window) * entry
     total = window * (config.num_hidden_layers + config.num_nextn_predict_layers)
     for kind, ratio in zip(config.layer_kinds, config.layer_ratios, strict=True):
         if kind != "swa":
             total += tokens // ratio * (entry + (index if kind == "csa" else 0))
     return total
+
+
+def kv_read_bytes(config: ModelConfig, tokens: int, *, published: bool) -> int:
+    """Bytes of its KV cache that decoding one token of a sequence of `tokens` tokens reads.
+
+    Every layer reads its window; an HCA layer all its entries; a CSA layer all its index keys and the
+    index_topk entries that they choose.  The MTP blocks are not run.
+    """
+    entry, index = _entry_bytes(config, published)
+    total = 0
+    for attended, scored in attended_entries(config, tokens):
+        total += attended * entry + scored * index
+    return total
+
+
+def attended_entries(config: ModelConfig, tokens: int) -> list[tuple[int, int]]:
+    """By main layer: entries (window and compressed) that one token attends to, and index keys it scores."""
+    layers = []
+    for kind, ratio in zip(config.layer_kinds, config.layer_ratios, strict=True):
+        entries = 0 if kind == "swa" else tokens // ratio
+        scored = entries if kind == "csa" else 0
+        chosen = min(entries, config.index_topk) if kind == "csa" else entries
+        layers.append((min(tokens, config.sliding_window) + chosen, scored))
+    return layers
+
+
+def _entry_bytes(config: ModelConfig, published: bool) -> tuple[int, int]:
+    """Bytes of a stored entry and of an index key."""
+    dim, rope, index_dim = config.head_dim, config.qk_rope_head_dim, config.index_head_dim
+    if not published:
+        return 2 * dim, 2 * index_dim
+    entry = (dim - rope) + -(-(dim - rope) // _KV_FP8_GROUP) + 2 * rope
+    return entry, index_dim // 2 + -(-index_dim // FP4_GROUP)
+
+
+def _weights(folder: Path | None, config: ModelConfig) -> tuple[list[_Weight], int]:
+    """The weights of a folder that has some, else the expected ones; and how many files hold them."""
+    if folder is not None and any((folder / name).exists() for name in (INDEX, SINGLE)):
+        return _stored(folder, config)
+    return _expected(config), 0
 
 
 def _stored(folder: Path, config: ModelConfig) -> tuple[list[_Weight], int]:
@@ -140,15 +206,16 @@ def _expected(config: ModelConfig) -> list[_Weight]:
 
 def _report(path: str, config: ModelConfig, weights: list[_Weight], files: int) -> CheckpointReport:
     by_format: Counter[str] = Counter()
-    parameters: Counter[str] = Counter()
-    read: Counter[str] = Counter()
+    parameters: Counter[Part] = Counter()
+    read: Counter[Part] = Counter()
     for weight in weights:
         by_format[weight.format] += weight.weight_bytes
         by_format["scale"] += weight.scale_bytes
         part = _part(weight)
-        parameters[part] += 0 if weight.kind == "int" else math.prod(weight.shape)
+        parameters[part] += weight.parameters
         read[part] += weight.weight_bytes + weight.scale_bytes
-    share = config.num_experts_per_tok, config.n_routed_experts
+    chosen, experts_a_layer = config.num_experts_per_tok, config.n_routed_experts
+    always = parameters["dense"] + parameters["head"]
     experts = sorted({weight.format for weight in weights if weight.kind == "expert"})
     return CheckpointReport(
         path=path,
@@ -164,12 +231,12 @@ def _report(path: str, config: ModelConfig, weights: list[_Weight], files: int) 
         experts_per_token=config.num_experts_per_tok,
         max_position_embeddings=config.max_position_embeddings,
         expert_format=" and ".join(experts),
-        parameters_total=parameters["embed"] + parameters["always"] + parameters["routed"],
-        parameters_active=parameters["always"] + parameters["routed"] * share[0] // share[1],
-        parameters_mtp=parameters["mtp"],
+        parameters_total=parameters["embedding"] + always + parameters["experts"],
+        parameters_active=always + parameters["experts"] * chosen // experts_a_layer,
+        parameters_mtp=parameters["mtp dense"] + parameters["mtp experts"],
         bytes_total=by_format.total(),
         bytes_by_format={fmt: size for fmt, size in by_format.most_common() if size},
-        bytes_per_token=read["always"] + read["routed"] * share[0] // share[1],
+        bytes_per_token=read["dense"] + read["head"] + read["experts"] * chosen // experts_a_layer,
         kv_bytes={
             name: {
                 length: kv_bytes(config, n, published=name == "published") for length, n in KV_LENGTHS.items()
@@ -179,10 +246,11 @@ def _report(path: str, config: ModelConfig, weights: list[_Weight], files: int) 
     )
 
 
-def _part(weight: _Weight) -> str:
-    """How often a token meets the weight: never, one row of it, always, or if it is routed there."""
+def _part(weight: _Weight) -> Part:
     if weight.name.startswith("mtp."):
-        return "mtp"
+        return "mtp experts" if weight.kind == "expert" else "mtp dense"
     if weight.name == "embed.weight" or weight.kind == "int":
-        return "embed"
-    return "routed" if weight.kind == "expert" else "always"
+        return "embedding"  # looked up by token id, a row at a time, as the embedding is
+    if weight.name == "head.weight":
+        return "head"
+    return "experts" if weight.kind == "expert" else "dense"

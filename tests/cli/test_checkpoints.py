@@ -157,3 +157,39 @@ def test_train_as_a_document(run, tmp_path, monkeypatch):
         "held_out_loss": None,
     }
     assert run(*words).out == f"{tmp_path / 'export'}\n"
+
+
+def test_plan_in_words_and_as_a_document(run):
+    words = ("plan", "flash", "--hardware", "epyc-9004", "--concurrency", "8", "--electricity", "0.3")
+    ran = run(*words)
+    assert ran.code == 0
+    for text in (
+        "11.22 GB",
+        "routed experts",
+        "decode, 8 together",
+        "0.108 USD an hour",
+        "Assumptions",
+        "0.85",
+    ):
+        assert text in ran.out
+    document = json.loads(run(*words, "--json").out)
+    assert document["placement"]["fits"] is True
+    assert document["decode"].keys() == {"1", "8"}
+
+
+def test_plan_of_what_does_not_fit_is_1_and_says_what_to_do(run):
+    ran = run("plan", "pro", "--hardware", "desktop-ddr5", "--ram", "64GiB")
+    assert ran.code == 1
+    assert "no, needs" in ran.out
+    assert "fourfold: pro does not fit: needs" in ran.err and "--disk PATH or RATE" in ran.err
+    streamed = run("plan", "pro", "--hardware", "desktop-ddr5", "--ram", "64GiB", "--disk", "7GB/s")
+    assert streamed.code == 0
+    assert "skewed routing" in streamed.out
+
+
+def test_plan_measures_this_machine(run, monkeypatch, tiny_folder):
+    for name, value in {"_COLD_BYTES": 1 << 20, "_SECONDS": 0.01, "_MATMUL_SIZES": (64,)}.items():
+        monkeypatch.setattr(f"fourfold.plan.measure.{name}", value)
+    ran = run("plan", tiny_folder, "--context", "64", "--prompt", "64", "--ram", "1GB", "--disk", "1GB/s")
+    assert (ran.code, ran.err) == (0, "fourfold: measuring this machine\n")
+    assert "on this machine" in ran.out

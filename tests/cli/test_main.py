@@ -12,7 +12,7 @@ import fourfold
 from fourfold.cli import main as module
 from fourfold.errors import CheckpointError
 
-COMMANDS = ("chat", "generate", "inspect", "verify", "export", "synth", "train", "kernels")
+COMMANDS = ("chat", "generate", "inspect", "plan", "verify", "export", "synth", "train", "kernels")
 
 
 def test_version_is_the_packages(run):
@@ -66,6 +66,11 @@ def test_no_arguments_is_wrong_usage_and_shows_the_help(run):
         (["synth", "x", "--layers", "0"], "--layers"),
         (["synth", "x", "--set", "novalue"], "KEY=VALUE"),
         (["train", "x.toml", "--set", "novalue=1"], "SECTION.KEY=VALUE"),
+        (["plan", "flash", "--hardware", "abacus"], "'abacus' is not known; allowed: here, "),
+        (["plan", "flash", "--host", "abacus"], "'abacus' is not known; allowed: here, "),
+        (["plan", "flash", "--ram", "much"], "'much' is no size; allowed: a number above 0 and a unit"),
+        (["plan", "flash", "--disk", "0GB/s"], "'0GB/s' is neither a rate"),
+        (["plan", "flash", "--power", "100"], "--power needs --electricity"),
     ],
 )
 def test_wrong_usage_is_2_before_anything_is_loaded(run, monkeypatch, words, message):
@@ -86,6 +91,7 @@ def test_wrong_usage_is_2_before_anything_is_loaded(run, monkeypatch, words, mes
         ["chat", "/no/such/folder"],
         ["inspect", "/no/such/folder"],
         ["verify", "/no/such/folder"],
+        ["plan", "/no/such/folder", "--hardware", "h200"],
         ["export", "/no/such/folder", "/no/such/target"],
         ["train", "/no/such/config.toml"],
     ],

@@ -1,0 +1,163 @@
+"""How far is `fourfold plan` from what `fourfold bench` measured?  Predicts each speed, prints the error.
+
+    python bench/plan_error.py BENCH.json [--model PATH] [--layer-us 200] [--out results.json]
+
+The model is the one that the bench names, unless --model is given.  Bandwidth and matmul peak are those that
+the bench measured beside the speeds, for each number of threads; a file without them is refused.  The last
+line of the output is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fourfold.errors import FourfoldError, RequestError
+from fourfold.plan import Demand, Efficiency, Figure, Hardware, Machine, Plan, efficiencies, find_model, plan
+
+_ENGINE = "fourfold"
+_PEAK = "bf16 torch"  # the peak that the efficiency of prefill is a share of
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One speed of our engine, beside what the machine reached in the same minutes.
+
+    decode: of tokens after `context` others; prefill: of `prompt` tokens after them.  read: bytes a second;
+    peak: operations a second.
+    """
+
+    kind: Literal["decode", "prefill"]
+    threads: int
+    context: int
+    prompt: int
+    tokens_per_second: float
+    read: float
+    peak: float
+
+
+def measured(bench: Mapping[str, Any]) -> Iterator[Measured]:
+    """Every speed of ours in a bench document: the one place that knows how it spells its keys.
+
+    RequestError: results or limits are missing.
+    """
+    limits = {(row.get("threads"), row.get("context")): row for row in bench.get("limits", ())}
+    settings = bench.get("settings", bench)
+    kinds: tuple[Literal["decode", "prefill"], ...] = ("decode", "prefill")
+    for row in bench.get("results", ()):
+        if row.get("engine", _ENGINE) != _ENGINE:
+            continue
+        limit = limits.get((row.get("threads"), row.get("context")), {})
+        read = _best(limit.get("read_bytes_per_second"))
+        peak = _best(limit.get("operations_per_second", {}).get(_PEAK))
+        for kind in kinds:
+            rate = _best(row.get(kind))
+            if rate is None:
+                continue
+            if read is None or peak is None:
+                raise RequestError(f"limits of {row.get('threads')} threads lack read bandwidth or {_PEAK!r}")
+            prompt = int(row.get("prompt", settings.get("prefill", 512)))
+            yield Measured(kind, int(row["threads"]), int(row["context"]), prompt, rate, read, peak)
+
+
+def _model(bench: Mapping[str, Any]) -> str | None:
+    """The checkpoint's path, or its name."""
+    model = bench.get("model")
+    found = model.get("path", model.get("name")) if isinstance(model, Mapping) else model
+    return found if isinstance(found, str) else None
+
+
+def _best(value: Any) -> float | None:
+    """A rate, or the best of a summary of rates."""
+    found = value.get("best") if isinstance(value, Mapping) else value
+    return float(found) if found else None
+
+
+def predicted(row: Measured, demand: Demand, table: dict[str, Efficiency]) -> float:
+    """Tokens a second of the same work on hardware of the same bandwidth and peak."""
+    if row.kind == "decode":
+        return _plan(row, demand, table, max(row.context, 1)).decode[1][0].tokens_per_second
+    before = _prefill_seconds(row, demand, table, row.context) if row.context else 0.0
+    return row.prompt / (_prefill_seconds(row, demand, table, row.context + row.prompt) - before)
+
+
+def _prefill_seconds(row: Measured, demand: Demand, table: dict[str, Efficiency], prompt: int) -> float:
+    found = _plan(row, demand, table, prompt).prefill
+    assert found is not None
+    return found.seconds
+
+
+def _plan(row: Measured, demand: Demand, table: dict[str, Efficiency], tokens: int) -> Plan:
+    # The bench ran here, so the model fits: memory is not what is asked.
+    values = {"memory_gb": 1e6, "bandwidth_gb_s": row.read / 1e9, "bf16_tflops": row.peak / 1e12}
+    device = Hardware(
+        name="bench",
+        title="the machine of the bench",
+        kind="cpu",
+        figures={name: Figure(value=value, source="the bench's file") for name, value in values.items()},
+        measured=True,
+    )
+    return plan(demand, Machine(device=device), context=tokens, prompt=tokens, efficiency=table)
+
+
+def compare(bench: Mapping[str, Any], demand: Demand, table: dict[str, Efficiency]) -> list[dict[str, Any]]:
+    """A row for each measured speed: its fields, `predicted`, and `error` (0.1: predicted 10 % too fast)."""
+    rows = []
+    for row in measured(bench):
+        guess = predicted(row, demand, table)
+        error = guess / row.tokens_per_second - 1
+        rows.append({**dataclasses.asdict(row), "predicted": guess, "error": error})
+    if not rows:
+        raise RequestError("the bench has no decode and no prefill speed of fourfold")
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table and the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bench", type=Path)
+    parser.add_argument("--model", help="checkpoint, config.json or published name; default: the bench's")
+    parser.add_argument("--layer-us", type=float, help="fixed microseconds of a layer, not the table's")
+    parser.add_argument("--out", type=Path, help="also write the JSON there")
+    options = parser.parse_args(arguments)
+    bench = json.loads(options.bench.read_text(encoding="utf-8"))
+    name = options.model or _model(bench)
+    if name is None:
+        parser.error(f"{options.bench} names no model; add --model")
+    table = dict(efficiencies())
+    if options.layer_us is not None:
+        table["layer_seconds"] = dataclasses.replace(table["layer_seconds"], value=options.layer_us / 1e6)
+    try:
+        rows = compare(bench, find_model(name), table)
+    except FourfoldError as error:
+        parser.error(f"{options.bench}: {error}")
+    for row in rows:
+        print(
+            f"{row['kind']:8} {row['threads']} threads, context {row['context']:7,}: "
+            f"measured {row['tokens_per_second']:9.2f}, predicted {row['predicted']:9.2f} tok/s, "
+            f"error {row['error']:+.1%}"
+        )
+    document = {
+        "question": "plan_error",
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "bench": options.bench.name,
+        "model": name,
+        "efficiency": {key: entry.value for key, entry in table.items()},
+        "worst": max(abs(row["error"]) for row in rows),
+        "rows": rows,
+    }
+    if options.out is not None:
+        options.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(document))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""Before any download: does a model fit a machine, where do its parts go, how fast, at what cost."""
+
+from fourfold.plan.cost import Cost, Tariff
+from fourfold.plan.demand import Demand
+from fourfold.plan.measure import Probe, TorchProbe, disk_read_rate, measure_here
+from fourfold.plan.placement import Machine, PlacedPart, Placement
+from fourfold.plan.planner import Plan, find_model, plan
+from fourfold.plan.speed import Speed
+from fourfold.plan.tables import (
+    Efficiency,
+    Figure,
+    Hardware,
+    HostedPrice,
+    efficiencies,
+    hardware_names,
+    listed_hardware,
+)
+
+__all__ = [
+    "Cost",
+    "Demand",
+    "Efficiency",
+    "Figure",
+    "Hardware",
+    "HostedPrice",
+    "Machine",
+    "PlacedPart",
+    "Placement",
+    "Plan",
+    "Probe",
+    "Speed",
+    "Tariff",
+    "TorchProbe",
+    "disk_read_rate",
+    "efficiencies",
+    "find_model",
+    "hardware_names",
+    "listed_hardware",
+    "measure_here",
+    "plan",
+]

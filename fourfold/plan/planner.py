@@ -1,0 +1,189 @@
+"""`plan`: a model's demand on a machine, as placement, speeds and costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fourfold.config import ModelConfig
+from fourfold.errors import DownloadError, RequestError
+from fourfold.plan.cost import Cost, Tariff, cost, hosted
+from fourfold.plan.demand import Demand
+from fourfold.plan.placement import Machine, Placement, place
+from fourfold.plan.speed import Roofline, Speed
+from fourfold.plan.tables import Efficiency, Hardware, HostedPrice, efficiencies
+from fourfold.weights.synth import PRESETS, preset
+
+_PUBLISHED = re.compile(r"deepseek-ai/DeepSeek-V4-(Flash|Pro)(-Base)?")
+_LONGEST_CHUNKED = 1 << 16  # chunks of a prompt, at most: beyond it planning itself would take seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What `plan` predicts.
+
+    decode: by number of sequences decoded together (1, and the concurrency asked for), one Speed each, two
+    where experts stream from disk (uniform and skewed routing).  prefill: of one prompt; its seconds are the
+    time to the first token.  All three, costs too, are empty where the model does not fit.
+    kv_bytes: of one sequence, bf16.  hosted: list prices of DeepSeek's API, if it offers the model.
+    assumptions: what the prediction rests on, in words.
+    """
+
+    model: str
+    demand: Demand
+    machine: Machine
+    context: int
+    concurrency: int
+    prompt: int
+    kv_bytes: int
+    bytes_per_token: int
+    placement: Placement
+    decode: dict[int, list[Speed]]
+    prefill: Speed | None
+    costs: list[Cost]
+    hosted: list[HostedPrice]
+    assumptions: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as a JSON object; keys are the fields, the model's config left out."""
+        data = dataclasses.asdict(self)
+        del data["demand"]["config"]
+        return _plain(data)
+
+
+def plan(
+    config: ModelConfig | Demand,
+    machine: Machine | Hardware,
+    *,
+    model: str = "model",
+    context: int = 8192,
+    concurrency: int = 1,
+    prompt: int = 2048,
+    chunk: int = 512,
+    tariff: Tariff | None = None,
+    efficiency: dict[str, Efficiency] | None = None,
+) -> Plan:
+    """Predict how `config` runs on `machine`, from sizes and rates alone.
+
+    config: a model of published formats, or the Demand of stored weights.  context: tokens that each of
+    `concurrency` sequences has when it is decoded.  prompt: tokens prefilled, in chunks of `chunk`.
+    efficiency: in place of the package's table.  RequestError: a number out of its range.
+    """
+    demand = config if isinstance(config, Demand) else Demand.of(config)
+    machine = Machine(device=machine) if isinstance(machine, Hardware) else machine
+    longest = demand.config.max_position_embeddings
+    _check("context", context, longest)
+    _check("prompt", prompt, longest)
+    _check("concurrency", concurrency, 1 << 20)
+    _check("chunk", chunk, longest)
+    if prompt > chunk * _LONGEST_CHUNKED:
+        raise RequestError(
+            f"prompt is {prompt:,}, chunk {chunk}; allowed: {_LONGEST_CHUNKED:,} chunks at most"
+        )
+    table = efficiencies() if efficiency is None else efficiency
+    placement = place(demand, machine, context=context, concurrency=concurrency, efficiency=table)
+    decode: dict[int, list[Speed]] = {}
+    prefill: Speed | None = None
+    costs: list[Cost] = []
+    listed = machine.device.figures.get("power_w")
+    an_hour = (tariff or Tariff()).an_hour(None if listed is None else machine.devices * listed.value)
+    if placement.fits:
+        roofline = Roofline(demand, machine, placement, table)
+        decode = {count: roofline.decode(context, count) for count in dict.fromkeys((1, concurrency))}
+        prefill = roofline.prefill(prompt, chunk)
+        if an_hour is not None and tariff is not None:
+            # Of two routings the first, uniform one: costs are not to rest on a hope.
+            costs = [
+                cost(an_hour, tariff.currency, count, prefill.tokens_per_second, of[0].tokens_per_second)
+                for count, of in decode.items()
+            ]
+    return Plan(
+        model=model,
+        demand=demand,
+        machine=machine,
+        context=context,
+        concurrency=concurrency,
+        prompt=prompt,
+        kv_bytes=demand.kv_size(context),
+        bytes_per_token=sum(demand.read_by_format.values()),
+        placement=placement,
+        decode=decode,
+        prefill=prefill,
+        costs=costs,
+        hosted=hosted(demand.config, datetime.datetime.now(tz=datetime.UTC).date()),
+        assumptions=_assumptions(machine, placement, table, tariff),
+    )
+
+
+def find_model(name: str) -> Demand:
+    """The Demand of a model, without downloading anything.
+
+    name: flash, pro, flash-base, pro-base; a checkpoint folder or config.json; the repository id of a
+    published model, or of one whose config.json is in the hub's cache.  DownloadError: none of these.
+    """
+    if name in PRESETS:
+        return Demand.of(preset(name))
+    path = Path(name).expanduser()
+    if path.exists():
+        return Demand.of(ModelConfig.from_file(path), path if path.is_dir() else None)
+    from huggingface_hub import try_to_load_from_cache
+
+    if name.count("/") == 1 and isinstance(cached := try_to_load_from_cache(name, "config.json"), str):
+        return Demand.of(ModelConfig.from_file(cached))
+    if match := _PUBLISHED.fullmatch(name):
+        return Demand.of(preset(f"{match[1]}{match[2] or ''}".lower()))
+    raise DownloadError(
+        f"{name}: no such folder or config.json, and nothing is downloaded to plan; allowed: "
+        f"{', '.join(PRESETS)}, deepseek-ai/DeepSeek-V4-Flash, a path, or a repository in the hub's cache"
+    )
+
+
+def _check(name: str, value: int, most: int) -> None:
+    if not 1 <= value <= most:
+        raise RequestError(f"{name} is {value:,}; allowed: 1 to {most:,}")
+
+
+def _assumptions(
+    machine: Machine, placement: Placement, table: dict[str, Efficiency], tariff: Tariff | None
+) -> list[str]:
+    used = {"decode_read", "prefill_compute", "layer_seconds", "reserve_gib"}
+    used |= {"listed_read"} if not all(_measured(machine)) else set()
+    used |= {"several_devices"} if machine.devices > 1 else set()
+    used |= {"disk_read"} if machine.disk_rate is not None else set()
+    lines = [
+        f"{entry.what}: {entry.value:g} ({entry.source})" for name, entry in table.items() if name in used
+    ]
+    lines.append("KV cache in bf16; each token chooses its experts evenly and on its own; no drafting by MTP")
+    if placement.cached_share < 1:
+        lines.append(
+            "disk reads overlap with all else; uniform: the cache serves its share of the experts; "
+            "skewed: the square root of it, a guess"
+        )
+    if tariff is not None and (tariff.price is not None or tariff.electricity is not None):
+        lines.append("busy all day; input and output billed by the time that each takes")
+    if tariff is not None and tariff.electricity is not None and tariff.power is None:
+        lines.append("power: the listed figure of the devices alone, without their host")
+    for hardware in (machine.device, machine.host):
+        lines += (
+            []
+            if hardware is None
+            else [f"uncertain, {hardware.name} {line}" for line in hardware.uncertain()]
+        )
+    return lines
+
+
+def _measured(machine: Machine) -> list[bool]:
+    return [hardware.measured for hardware in (machine.device, machine.host) if hardware is not None]
+
+
+def _plain(value: Any) -> Any:
+    """Dates as text, keys as text, tuples as lists."""
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value.isoformat() if isinstance(value, datetime.date) else value
