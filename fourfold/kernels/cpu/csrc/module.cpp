@@ -7,6 +7,7 @@
 
 #include "dlpack.h"
 #include "isa.h"
+#include "module_machine.h"
 #include "ops.h"
 #include "thread_pool.h"
 
@@ -183,4 +184,5 @@ NB_MODULE(_native, m) {
     m.def("grouped_linear", &py_grouped_linear);
     m.def("experts", &py_experts);
     m.def("stream_weights", &py_stream_weights);
+    add_machine(m);
 }
