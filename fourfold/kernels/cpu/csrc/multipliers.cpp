@@ -42,24 +42,21 @@ private:
     Clock::time_point begin_;
 };
 
-// In all of these the empty assembly makes the compiler believe that a chain's value is needed after every step.
+volatile float g_result;  // somebody must want the results, or the compiler leaves the work out
+
+// Chains start from different values: equal ones the compiler would compute once.
 
 double run_generic(double seconds, double* done) {
     using Vector = float __attribute__((vector_size(16)));
     Vector chains[kChains];
-    for (auto& chain : chains) chain = Vector{1, 1, 1, 1};
-    const Vector factor = chains[0] * 0.999f, term = chains[0] * 0.001f;
+    for (int k = 0; k < kChains; ++k) chains[k] = Vector{} + static_cast<float>(k);
+    const Vector factor = Vector{} + 0.999f, term = Vector{} + 0.001f;
     Busy busy(seconds, 2.0 * 4 * kChains * kRounds, done);
     while (busy())
         for (int round = 0; round < kRounds; ++round)
-            for (auto& chain : chains) {
-                chain = chain * factor + term;
-#if defined(FOURFOLD_X86)
-                asm volatile("" : "+x"(chain));
-#elif defined(__aarch64__)
-                asm volatile("" : "+w"(chain));
-#endif
-            }
+            for (int k = 0; k < kChains; ++k) chains[k] = chains[k] * factor + term;
+    for (int k = 1; k < kChains; ++k) chains[0] += chains[k];
+    g_result = chains[0][0];
     return busy.took;
 }
 
@@ -67,57 +64,53 @@ double run_generic(double seconds, double* done) {
 
 [[gnu::target("avx2,fma")]] double run_avx2(double seconds, double* done) {
     __m256 chains[kChains];
-    for (auto& chain : chains) chain = _mm256_set1_ps(1);
+    for (int k = 0; k < kChains; ++k) chains[k] = _mm256_set1_ps(static_cast<float>(k));
     const __m256 factor = _mm256_set1_ps(0.999f), term = _mm256_set1_ps(0.001f);
     Busy busy(seconds, 2.0 * 8 * kChains * kRounds, done);
     while (busy())
         for (int round = 0; round < kRounds; ++round)
-            for (auto& chain : chains) {
-                chain = _mm256_fmadd_ps(chain, factor, term);
-                asm volatile("" : "+x"(chain));
-            }
+            for (int k = 0; k < kChains; ++k) chains[k] = _mm256_fmadd_ps(chains[k], factor, term);
+    for (int k = 1; k < kChains; ++k) chains[0] = _mm256_add_ps(chains[0], chains[k]);
+    g_result = _mm256_cvtss_f32(chains[0]);
     return busy.took;
 }
 
 [[gnu::target("avx512f")]] double run_avx512(double seconds, double* done) {
     __m512 chains[kChains];
-    for (auto& chain : chains) chain = _mm512_set1_ps(1);
+    for (int k = 0; k < kChains; ++k) chains[k] = _mm512_set1_ps(static_cast<float>(k));
     const __m512 factor = _mm512_set1_ps(0.999f), term = _mm512_set1_ps(0.001f);
     Busy busy(seconds, 2.0 * 16 * kChains * kRounds, done);
     while (busy())
         for (int round = 0; round < kRounds; ++round)
-            for (auto& chain : chains) {
-                chain = _mm512_fmadd_ps(chain, factor, term);
-                asm volatile("" : "+v"(chain));
-            }
+            for (int k = 0; k < kChains; ++k) chains[k] = _mm512_fmadd_ps(chains[k], factor, term);
+    for (int k = 1; k < kChains; ++k) chains[0] = _mm512_add_ps(chains[0], chains[k]);
+    g_result = _mm512_cvtss_f32(chains[0]);
     return busy.took;
 }
 
 [[gnu::target("avx512f,avx512bf16")]] double run_avx512_bf16(double seconds, double* done) {
     __m512 chains[kChains];
-    for (auto& chain : chains) chain = _mm512_set1_ps(1);
+    for (int k = 0; k < kChains; ++k) chains[k] = _mm512_set1_ps(static_cast<float>(k));
     const auto factor = (__m512bh)_mm512_set1_epi32(0x3c003c00);
     Busy busy(seconds, 2.0 * 32 * kChains * kRounds, done);
     while (busy())
         for (int round = 0; round < kRounds; ++round)
-            for (auto& chain : chains) {
-                chain = _mm512_dpbf16_ps(chain, factor, factor);
-                asm volatile("" : "+v"(chain));
-            }
+            for (int k = 0; k < kChains; ++k) chains[k] = _mm512_dpbf16_ps(chains[k], factor, factor);
+    for (int k = 1; k < kChains; ++k) chains[0] = _mm512_add_ps(chains[0], chains[k]);
+    g_result = _mm512_cvtss_f32(chains[0]);
     return busy.took;
 }
 
 [[gnu::target("avx512f,avx512vnni")]] double run_avx512_int8(double seconds, double* done) {
     __m512i chains[kChains];
-    for (auto& chain : chains) chain = _mm512_setzero_si512();
+    for (int k = 0; k < kChains; ++k) chains[k] = _mm512_set1_epi32(k);
     const __m512i factor = _mm512_set1_epi8(1);
     Busy busy(seconds, 2.0 * 64 * kChains * kRounds, done);
     while (busy())
         for (int round = 0; round < kRounds; ++round)
-            for (auto& chain : chains) {
-                chain = _mm512_dpbusd_epi32(chain, factor, factor);
-                asm volatile("" : "+v"(chain));
-            }
+            for (int k = 0; k < kChains; ++k) chains[k] = _mm512_dpbusd_epi32(chains[k], factor, factor);
+    for (int k = 1; k < kChains; ++k) chains[0] = _mm512_add_epi32(chains[0], chains[k]);
+    g_result = static_cast<float>(_mm_cvtsi128_si32(_mm512_castsi512_si128(chains[0])));
     return busy.took;
 }
 
