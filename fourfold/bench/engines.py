@@ -127,6 +127,7 @@ def _environment(name: str) -> dict[str, str]:
     variables = dict(os.environ)
     if name == "transformers":
         variables.pop("OMP_WAIT_POLICY", None)
+        variables["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     return variables
 
 

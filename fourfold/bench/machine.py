@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fourfold import kernels
 from fourfold.conformance.report import machine as certificate_machine
 from fourfold.kernels import cpu
-
-PROBE_BYTES = 0
-"""Size of the memory that the bandwidth probe reads; 0: twice what the caches hold."""
 
 _PEAK_SECONDS = 0.1
 _MATMUL = 2048  # rows and columns of torch's product: large enough for its full speed, 50 MB in float32
@@ -30,7 +28,7 @@ class Machine:
     def __init__(self, threads: int) -> None:
         """threads: the most that will be asked for; each touches its own part of the memory first."""
         self._native = cpu.native
-        size = PROBE_BYTES or probe_size()
+        size = probe_size()
         if self._native is not None:
             self._probe = self._native.ReadProbe(size, threads)
             self.bytes = self._probe.bytes
@@ -83,6 +81,7 @@ def describe() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "isa": cpu.describe()["isa"],
         "isa_reason": cpu.describe()["reason"],
+        "kernels": kernels.table("cpu"),
         "system": f"{facts['system']} {platform.release()}",
         "python": facts["python"],
         "torch": facts["torch"],
@@ -113,16 +112,15 @@ def activity(seconds: float = 0.3) -> dict[str, float | None]:
     return {"load": load, "busy_cores": round(busy, 2), "stolen_cores": round(stolen, 2)}
 
 
-def complaint(found: dict[str, float | None]) -> str:
-    """Why figures taken now are suspect; empty on a quiet machine."""
+def complaints(found: dict[str, float | None], threads: int) -> Iterator[str]:
+    """Why figures taken with so many threads now are suspect; nothing on a quiet machine."""
+    if threads > usable_cores():
+        yield f"{threads} threads share {usable_cores()} usable cores; their figures are suspect"
     others = (found["busy_cores"] or 0.0) + (found["stolen_cores"] or 0.0)
     if others > 0.1:
-        return (
-            f"the machine is busy: others use {others:.1f} of its {os.cpu_count()} cores; figures are suspect"
-        )
-    if found["busy_cores"] is None and (found["load"] or 0.0) > 0.5:
-        return f"the machine is busy: load average {found['load']:.1f}; figures are suspect"
-    return ""
+        yield f"the machine is busy: others use {others:.1f} of {os.cpu_count()} cores; figures are suspect"
+    elif found["busy_cores"] is None and (found["load"] or 0.0) > 0.5:
+        yield f"the machine is busy: load average {found['load']:.1f}; figures are suspect"
 
 
 def _cpu_ticks() -> tuple[int, int] | None:

@@ -36,9 +36,8 @@ def llama_peers(programs: Sequence[str], ggufs: Sequence[str], arguments: Sequen
     files = _labelled("--gguf", ggufs)
     words = _labelled("--llama-args", arguments)
     tools = tools or {_DEFAULT: shutil.which("llama-bench") or ""}
-    for name in (*files, *words):
-        if name not in tools and not (name == _DEFAULT and name in files):
-            raise RequestError(f"no --llama-bench is labelled {name!r}; allowed: {', '.join(tools)}")
+    for name in files.keys() - tools.keys() - {_DEFAULT} | words.keys() - tools.keys():
+        raise RequestError(f"no --llama-bench is labelled {name!r}; allowed: {', '.join(tools)}")
     return [
         LlamaPeer(name, program or None, files.get(name, files.get(_DEFAULT)), words.get(name, ""))
         for name, program in tools.items()

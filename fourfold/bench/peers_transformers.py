@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fourfold.config import ModelConfig
+from fourfold.errors import RequestError
 from fourfold.kernels.formats import decode
 from fourfold.weights.layout import Entry, check_layout
 from fourfold.weights.load import read_tensor
@@ -36,12 +37,17 @@ class _Later:
 def build(config: ModelConfig, tensors: Mapping[str, Callable[[], Tensor]], dtype: torch.dtype) -> Any:
     """transformers' model of `config`; tensors: official name -> how to make the decoded tensor, without MTP.
 
-    dtype: of all weights but those that transformers itself keeps in float32.
+    dtype: of all weights but those that transformers itself keeps in float32.  RequestError: there is no
+    transformers here that knows the model.
     """
     # Weights are taken one after the other, not by threads that run ahead with all of them.
     os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
-    from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
-
+    try:
+        from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
+    except ImportError as error:
+        raise RequestError(
+            f"transformers with DeepSeek-V4 cannot be imported ({error}); pip install 'transformers>=5.23'"
+        ) from None
     document = config.to_json() | {"num_nextn_predict_layers": 0}
     document.pop("quantization_config", None)
     if "compress_ratios" in document:

@@ -15,7 +15,7 @@ def require() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise RequestError("--plot needs matplotlib; pip install 'fourfold[train]'") from None
+        raise RequestError("--plot needs matplotlib; pip install 'fourfold[bench]'") from None
 
 
 def draw(document: dict[str, Any], file: Path) -> None:

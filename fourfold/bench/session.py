@@ -46,7 +46,7 @@ def bench(
     facts, config = inspect_checkpoint(folder), ModelConfig.from_file(folder)
     _check(settings, config)
     before = machines.activity()
-    if found := machines.complaint(before):
+    for found in machines.complaints(before, max(settings.threads)):
         warn(found)
     progress("loading fourfold")
     engines: list[Engine] = [WorkerEngine(OWN, folder, numerics)]
