@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 
 from fourfold.errors import RequestError
 
-_PATIENCE = 5.0  # seconds that a process has for ending
+_PATIENCE = 2.0  # seconds that a process has for ending
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,13 @@ class WorkerEngine:
             text=True,
             encoding="utf-8",
             env=_environment(name),
+            start_new_session=True,  # Ctrl-C is ours to hear; the process ends when we do
         )
-        self._facts: dict[str, Any] = self._reply()
+        try:
+            self._facts: dict[str, Any] = self._reply()
+        except BaseException:
+            self.close()
+            raise
         self._facts["start_seconds"] = time.perf_counter() - begin
 
     def measure(self, cell: Cell) -> Sample:
@@ -89,7 +95,8 @@ class WorkerEngine:
 
     def close(self) -> None:
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # it has ended already
+            self._process.stdin.close()
         try:
             self._process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:  # we were interrupted while it was computing
@@ -108,10 +115,10 @@ class WorkerEngine:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise RequestError(f"{self.name}: its process ended with exit code {code}; out of memory?")
+            why = "; was there too little memory?" if code == -signal.SIGKILL else ""
+            raise RequestError(f"{self.name}: its process ended with exit code {code}{why}")
         found: dict[str, Any] = json.loads(line)
         if "error" in found:
-            self.close()
             raise RequestError(f"{self.name}: {found['error']}")
         return found
 

@@ -30,12 +30,14 @@ def llama_peers(programs: Sequence[str], ggufs: Sequence[str], arguments: Sequen
 
     programs, ggufs: [LABEL=]PATH, arguments: [LABEL=]WORDS; without a label they belong to "llama.cpp".  A
     program without a GGUF of its own reads that of "llama.cpp"; without any program it is llama-bench on the
-    PATH.  RequestError: a label that no program has, or one that is given twice.
+    PATH.  RequestError: a label that no program has, that is given twice, or that names another engine.
     """
     tools = _labelled("--llama-bench", programs)
     files = _labelled("--gguf", ggufs)
     words = _labelled("--llama-args", arguments)
     tools = tools or {_DEFAULT: shutil.which("llama-bench") or ""}
+    if taken := tools.keys() & {"fourfold", "transformers"}:
+        raise RequestError(f"--llama-bench cannot be labelled {taken.pop()!r}: that is another engine's name")
     for name in files.keys() - tools.keys() - {_DEFAULT} | words.keys() - tools.keys():
         raise RequestError(f"no --llama-bench is labelled {name!r}; allowed: {', '.join(tools)}")
     return [

@@ -142,8 +142,6 @@ def main() -> None:
         reply({"load_seconds": time.perf_counter() - begin})
         for line in sys.stdin:
             reply(worker.answer(json.loads(line)))
-    except KeyboardInterrupt:
-        pass  # whoever asked was interrupted too, and says so
     except FourfoldError as error:
         reply({"error": str(error)})
     except Exception as error:  # said in one line to whoever asked, and whole on stderr

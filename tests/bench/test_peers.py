@@ -25,6 +25,7 @@ def test_labels_pair_programs_files_and_arguments():
     [
         (["a", "b"], [], [], "twice"),
         (["a"], ["ik=x"], [], "'ik'"),
+        (["fourfold=a"], [], [], "another engine"),
         (["ik=a"], ["x"], ["-rtr 1"], "'llama.cpp'"),
     ],
 )
