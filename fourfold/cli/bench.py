@@ -43,6 +43,13 @@ def _plot_file(file: Path | None) -> Path | None:
 
     if file is not None and file.suffix not in SUFFIXES:
         raise typer.BadParameter(f"{file} ends in neither of {', '.join(SUFFIXES)}")
+    return _file(file)
+
+
+def _file(file: Path | None) -> Path | None:
+    """Known before the long run: there is a folder to write into."""
+    if file is not None and not file.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {file.parent} for {file.name}")
     return file
 
 
@@ -79,7 +86,9 @@ def bench(
     plot: Annotated[
         Path | None, typer.Option(callback=_plot_file, help="Draw the rates over the context: .svg or .png.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=_file, help="Write the JSON document here too.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Measure how fast a checkpoint runs.
@@ -119,15 +128,15 @@ def bench(
             progress=tell,
             warn=console.note,
         )
+    if json:
+        console.document(document)
+    else:
+        _print(document)
+        console.answer(json_format.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
     if out is not None:
         out.write_text(json_format.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if plot is not None:
         plots.draw(document, plot)
-    if json:
-        console.document(document)
-        return
-    _print(document)
-    console.answer(json_format.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _print(document: dict[str, Any]) -> None:

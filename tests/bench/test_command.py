@@ -86,6 +86,7 @@ def test_json_alone(capfd, tiny_folder, quick_machine, monkeypatch):
         (("--threads", "0"), "'0' in --threads"),
         (("--compare", "vllm"), "allowed: transformers, llama.cpp"),
         (("--plot", "run.pdf"), ".svg, .png"),
+        (("--out", "nowhere/run.json"), "no folder nowhere"),
         (("--gguf", "m.gguf"), "need --compare llama.cpp"),
     ],
 )
