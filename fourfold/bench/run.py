@@ -30,6 +30,11 @@ class Settings:
         return [Cell(threads, context, self.prefill, self.decode) for context in sorted(set(self.contexts))]
 
 
+def usual_contexts(longest: int) -> tuple[int, ...]:
+    """What is measured if nobody says what: 0, 512 and 2048 tokens as far as `longest` allows, at least 0."""
+    return (0, *(context for context in (512, 2048) if context <= longest))
+
+
 class Limits(Protocol):
     """What `run` asks of a Machine."""
 

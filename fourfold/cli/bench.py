@@ -17,11 +17,11 @@ from fourfold.cli.model import model_name
 _Words = list[str] | None
 
 
-def _numbers(name: str, least: int) -> Callable[[str], str]:
+def _numbers(name: str, least: int) -> Callable[[str | None], str | None]:
     """A check of a comma-separated list of whole numbers."""
 
-    def check(text: str) -> str:
-        for word in text.split(","):
+    def check(text: str | None) -> str | None:
+        for word in text.split(",") if text is not None else ():
             if not word.isdecimal() or int(word) < least:
                 raise typer.BadParameter(f"{word!r} in --{name} is not a whole number from {least}")
         return text
@@ -58,8 +58,13 @@ def bench(
         str | None, typer.Argument(help="Checkpoint folder or repo id.", show_default="the shipped model")
     ] = None,
     contexts: Annotated[
-        str, typer.Option(callback=_numbers("contexts", 0), help="Tokens already seen, for each measurement.")
-    ] = "0,512,2048",
+        str | None,
+        typer.Option(
+            callback=_numbers("contexts", 0),
+            help="Tokens already seen, for each measurement.",
+            show_default="0,512,2048 as far as the model reaches",
+        ),
+    ] = None,
     prefill: Annotated[int, typer.Option(help="Tokens of the prompt that is timed.", min=1)] = 512,
     decode: Annotated[int, typer.Option(help="Tokens that are timed one by one.", min=1)] = 32,
     threads: Annotated[
@@ -98,8 +103,9 @@ def bench(
     """
     from fourfold.bench import plot as plots
     from fourfold.bench.peers import llama_peers
-    from fourfold.bench.run import Settings
+    from fourfold.bench.run import Settings, usual_contexts
     from fourfold.bench.session import bench as measure
+    from fourfold.config import ModelConfig
     from fourfold.weights.hub import resolve
 
     peers = tuple(filter(None, compare.split(",")))
@@ -107,15 +113,16 @@ def bench(
         raise typer.BadParameter("--llama-bench, --gguf and --llama-args need --compare llama.cpp")
     if plot is not None:
         plots.require()
+    folder = resolve(path or fourfold.shipped_model())
+    longest = ModelConfig.from_file(folder).max_position_embeddings - max(prefill, decode)
     settings = Settings(
-        contexts=tuple(map(int, contexts.split(","))),
+        contexts=tuple(map(int, contexts.split(","))) if contexts else usual_contexts(longest),
         threads=tuple(map(int, threads.split(","))),
         prefill=prefill,
         decode=decode,
         repetitions=repetitions,
     )
     llamas = llama_peers(llama_bench or (), gguf or (), llama_args or ())
-    folder = resolve(path or fourfold.shipped_model())
     with _progress() as tell:
         document = measure(
             folder,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fourfold.bench.engines import Cell, Sample
-from fourfold.bench.run import Settings, run, summary
+from fourfold.bench.run import Settings, run, summary, usual_contexts
 from fourfold.errors import RequestError
 
 SETTINGS = Settings(contexts=(8, 0), threads=(1, 2), prefill=4, decode=2, repetitions=3)
@@ -70,6 +70,12 @@ def test_a_peer_that_fails_is_left_out_and_named():
 def test_our_own_failure_is_an_error():
     with pytest.raises(RequestError, match="a broke"):
         run(Fake("a", [], fails=1), [], Limits(), SETTINGS)
+
+
+def test_usual_contexts_fit_the_model():
+    assert usual_contexts(1 << 20) == (0, 512, 2048)
+    assert usual_contexts(1536) == (0, 512)
+    assert usual_contexts(-10) == (0,)
 
 
 def test_summary_of_rates():
