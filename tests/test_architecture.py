@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": BASE | {"config", "kernels", "loading", "model", "protocol"},
 }
 LOWER = {*MAY_IMPORT}
-TOP = {"cli", "conformance", "train"}
+TOP = {"bench", "cli", "conformance", "train"}
 
 PUBLIC = {
     "Cache",

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import fourfold
+from fourfold.cli.bench import bench
 from fourfold.cli.chat import chat
 from fourfold.cli.export import export
 from fourfold.cli.generate import generate
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (chat, generate, inspect, plan, verify, export, synth, train, kernels):
+for command in (chat, generate, inspect, plan, bench, verify, export, synth, train, kernels):
     app.command()(command)
 
 

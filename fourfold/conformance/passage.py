@@ -46,7 +46,7 @@ def choose(model: Transformer, active: float) -> tuple[Passage, list[NotExercise
     """
     length, left_out = _length(model.config, active, model.device.type)
     measured = min(_MEASURED, length)
-    return Passage(_ids(model, length, measured).to(model.device), measured), left_out
+    return Passage(passage_ids(model, length, measured).to(model.device), measured), left_out
 
 
 def choosing_queries(config: ModelConfig, passage: Passage) -> int:
@@ -80,7 +80,7 @@ def _length(config: ModelConfig, active: float, device: str) -> tuple[int, list[
     return min(first + _MEASURED, room), []
 
 
-def _ids(model: Transformer, length: int, measured: int) -> Tensor:
+def passage_ids(model: Transformer, length: int, measured: int) -> Tensor:
     """Words of the text in any order, then the text itself; pseudo-random ids if there is no tokenizer.
 
     The measured end is language, which a trained model knows, and repeats nothing that it could copy.

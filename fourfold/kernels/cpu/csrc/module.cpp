@@ -8,6 +8,7 @@
 
 #include "dlpack.h"
 #include "isa.h"
+#include "module_machine.h"
 #include "ops.h"
 #include "thread_pool.h"
 
@@ -227,4 +228,5 @@ NB_MODULE(_native, m) {
     m.def("experts", &py_experts, arg("x"), arg("indices"), arg("weights"), arg("w1"), arg("s1").none(), arg("w3"),
           arg("s3").none(), arg("w2"), arg("s2").none(), arg("limit"), arg("rounding"), arg("places").none(), arg("y"));
     m.def("stream_weights", &py_stream_weights);
+    add_machine(m);
 }
