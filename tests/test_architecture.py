@@ -25,7 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights": BASE | {"config", "kernels"},
     "model": BASE | {"config", "kernels"},
     "protocol": BASE,
-    "loading": BASE | {"config", "kernels", "model", "weights"},
+    "tiers": BASE | {"config", "kernels", "model", "weights"},
+    "loading": BASE | {"config", "kernels", "model", "tiers", "weights"},
     "engine": BASE | {"config", "kernels", "loading", "model", "protocol"},
 }
 LOWER = {*MAY_IMPORT}
