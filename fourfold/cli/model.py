@@ -99,8 +99,8 @@ def tiers_line(model: Transformer) -> str:
     stats = model.tiers.stats()
     return (
         f"experts: {stats.hits:,} from RAM, {stats.prefetched:,} read ahead "
-        f"({stats.prefetch_wasted:,} more in vain), {stats.misses:,} not; {console.size(stats.bytes_read)} read, "
-        f"{console.number(stats.stall_seconds)} s stalled"
+        f"({stats.prefetch_wasted:,} more in vain), {stats.misses:,} not; "
+        f"{console.size(stats.bytes_read)} read, {console.number(stats.stall_seconds)} s stalled"
     )
 
 

@@ -1,7 +1,7 @@
 """Models larger than RAM: dense weights stay, routed experts come from disk into a cache of slots.
 
 memory.py    sizes as users write them, and how much RAM is free
-plan.py      what lies where within a budget
+budget.py    what lies where within a budget
 table.py     where each expert's bytes lie on disk
 copy.py      a page-aligned copy of the experts, for faster reads
 files.py     files read past the page cache, and watched for change
@@ -14,7 +14,7 @@ predict.py   which experts a layer will choose
 store.py     all of it behind the model's `ExpertSource`
 """
 
-from fourfold.tiers.plan import Plan, plan
+from fourfold.tiers.budget import Plan, plan
 from fourfold.tiers.store import TieredExperts
 
 __all__ = ["Plan", "TieredExperts", "plan"]

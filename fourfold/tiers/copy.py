@@ -74,7 +74,7 @@ def _is(file: Path, header: bytes, size: int) -> bool:
     try:
         with file.open("rb") as stream:
             return os.fstat(stream.fileno()).st_size == size and stream.read(len(header)) == header
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror}); remove it") from error

@@ -34,7 +34,8 @@ class Plan:
         why = "the model does not fit in free RAM; " if self.automatic else ""
         return (
             f"{why}RAM holds {self.slots:,} of {self.table.experts:,} experts "
-            f"({written(self.table.nbytes)}), the others are read when needed (weights in RAM: {written(self.budget)})"
+            f"({written(self.table.nbytes)}), the others are read when needed "
+            f"(weights in RAM: {written(self.budget)})"
         )
 
 
