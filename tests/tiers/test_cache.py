@@ -163,6 +163,6 @@ def test_an_error_of_a_read_ahead_is_forgotten_by_the_next_attempt(cache, disk):
 
 
 def test_a_failure_of_our_own_is_raised_too(cache, disk, monkeypatch):
-    disk.broken = None  # type: ignore[assignment]
+    disk.broken = None
     with pytest.raises(TypeError):
         run(cache, [0])

@@ -14,7 +14,7 @@ def test_most_of_the_shipped_models_choices_are_guessed():
     streams, chosen = [], []
     for block in model.layers[1:]:
         block.register_forward_pre_hook(lambda _, args: streams.append(args[0]))
-        block.ffn.gate.register_forward_hook(lambda *args: chosen.append(args[2][0]))
+        block.get_submodule("ffn.gate").register_forward_hook(lambda *args: chosen.append(args[2][0]))
     assert model.tokenizer is not None
     with torch.no_grad():
         model(torch.tensor([model.tokenizer.encode("Once upon a time there was a little dog. " * 3)]))
