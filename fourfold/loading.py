@@ -10,9 +10,12 @@ from fourfold import kernels
 from fourfold.config import ModelConfig
 from fourfold.errors import RequestError
 from fourfold.model.transformer import Transformer
+from fourfold.tiers import Plan, TieredExperts, plan
+from fourfold.tiers.copy import copied
+from fourfold.tiers.files import say
 from fourfold.tokenizer import Tokenizer
 from fourfold.weights.hub import resolve
-from fourfold.weights.load import read_checkpoint
+from fourfold.weights.load import checkpoint_items, read_items
 
 
 def shipped_model() -> Path:
@@ -21,25 +24,48 @@ def shipped_model() -> Path:
 
 
 def load(
-    path_or_repo_id: str | Path, device: str | torch.device = "cpu", numerics: str = "exact"
+    path_or_repo_id: str | Path,
+    device: str | torch.device = "cpu",
+    numerics: str = "exact",
+    ram: str | int | None = None,
+    expert_copy: str | Path | None = None,
 ) -> Transformer:
     """The model of a checkpoint folder or Hugging Face repo id, its weights packed as stored.
 
-    numerics: "exact" (float32 mathematics of the stored weights) or "deployed" (the published roundings of
-    activations and KV).  `.tokenizer` is set where the checkpoint has one.
+    numerics: "exact" (float32 mathematics of the stored weights), "deployed" (the published roundings of
+    activations and KV) or "fast" (bf16 inputs of products).  `.tokenizer` is set where there is one.
+    ram: how much of it weights may take, in bytes or as "24GiB", on the CPU: routed experts that do not fit
+    are read from disk when they are needed, `.tiers` counts them.  None: the free RAM less an 8th, if the
+    model does not fit into that.  expert_copy: a folder that then gets a page-aligned copy of the experts,
+    once, for faster reads.
     DownloadError, ConfigError, TokenizerError, CheckpointError: nothing is half loaded.  RequestError,
-    KernelError: an unusable device.  All that is small is read and checked before the weights.
+    KernelError: an unusable device; no size, or one too small for the model.  All that is small is read and
+    checked before the weights.
     """
     target = usable_device(device)
+    if ram is not None and target.type != "cpu":
+        raise RequestError(f"ram is {ram!r} with device {str(device)!r}; allowed: with device cpu")
     folder = resolve(path_or_repo_id)
     config = ModelConfig.from_file(folder / "config.json")
     with torch.device("meta"):
         model = Transformer(config, numerics)
     if (folder / "tokenizer.json").exists():
         model.tokenizer = Tokenizer(folder)
-    for name, tensor in read_checkpoint(folder, config, target):
+    items = checkpoint_items(folder, config)
+    tiers = plan(items, config, ram) if target.type == "cpu" else None
+    if tiers is not None:
+        model.tiers = _tiered(model, tiers, expert_copy)
+        items = [item for item in items if item.expert is None]
+    for name, tensor in read_items(items, config, target):
         model.assign(name, tensor)
     return model.eval()
+
+
+def _tiered(model: Transformer, tiers: Plan, copy_in: str | Path | None) -> TieredExperts:
+    """Slots in the place of the model's experts, and what fills them; says so on stderr."""
+    say(str(tiers))
+    table = tiers.table if copy_in is None else copied(tiers.table, Path(copy_in))
+    return TieredExperts(model, table, tiers.slots)
 
 
 def usable_device(name: str | torch.device) -> torch.device:

@@ -26,7 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": BASE | {"config", "weights"},
     "model": BASE | {"config", "kernels"},
     "protocol": BASE,
-    "loading": BASE | {"config", "kernels", "model", "weights"},
+    "tiers": BASE | {"config", "kernels", "model", "weights"},
+    "loading": BASE | {"config", "kernels", "model", "tiers", "weights"},
     "engine": BASE | {"config", "kernels", "loading", "model", "protocol"},
 }
 LOWER = {*MAY_IMPORT}

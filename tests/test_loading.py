@@ -19,7 +19,7 @@ def folder(tiny_folder, tmp_path, monkeypatch):
     def read(*_: object) -> None:
         pytest.fail("the weights were read")
 
-    monkeypatch.setattr(loading, "read_checkpoint", read)
+    monkeypatch.setattr(loading, "read_items", read)
     return shutil.copytree(tiny_folder, tmp_path / "checkpoint")
 
 

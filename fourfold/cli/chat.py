@@ -11,7 +11,7 @@ import typer
 
 from fourfold.cli import DONE, FAILED, INTERRUPTED, console, options
 from fourfold.cli.answer import Spoken, messages_of, speak, speed_line
-from fourfold.cli.model import Opened, model_name, open_model
+from fourfold.cli.model import Opened, model_name, open_model, tiers_line
 from fourfold.engine.generate import GenerateOptions
 from fourfold.engine.session import Session
 from fourfold.errors import FourfoldError
@@ -41,6 +41,9 @@ def chat(
     device: options.Device = "cpu",
     numerics: options.Numerics = "exact",
     threads: options.Threads = 0,
+    ram: options.Ram = None,
+    expert_copy: options.ExpertCopy = None,
+    stats: options.Stats = False,
 ) -> int:
     """Talk with a model. Without a terminal, each line of stdin is one turn."""
     beginning = Chat(
@@ -50,9 +53,11 @@ def chat(
         format=prompt_format or format_of(model_name(model)),
     )
     beginning.prompt()  # what is wrong with it is told now, not after the first turn
-    opened = open_model(model, device=device, numerics=numerics, threads=threads)
+    opened = open_model(
+        model, device=device, numerics=numerics, threads=threads, ram=ram, expert_copy=expert_copy
+    )
     sampling = opened.sampler(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
-    talk = Conversation(opened, beginning, {"max_tokens": max_tokens, **sampling})
+    talk = Conversation(opened, beginning, {"max_tokens": max_tokens, **sampling}, stats)
     if sys.stdin is None or not sys.stdin.isatty():
         return repl(talk, _read_pipe, terminal=False)
     console.note("/help lists the commands, Ctrl-D leaves")
@@ -69,6 +74,7 @@ class Conversation:
     opened: Opened
     beginning: Chat
     generate_options: GenerateOptions
+    stats: bool = False
     turns: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -84,6 +90,8 @@ class Conversation:
         spoken = speak(generation, request)
         console.answer("\n")
         console.note(("stopped, " if spoken.interrupted else "") + speed_line(generation))
+        if self.stats:
+            console.note(tiers_line(self.opened.model))
         answer = {"role": "assistant", "content": spoken.text, "reasoning_content": spoken.reasoning}
         self.turns += [question, answer]
         return spoken

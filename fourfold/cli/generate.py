@@ -9,7 +9,7 @@ import typer
 
 from fourfold.cli import DONE, INTERRUPTED, console, options
 from fourfold.cli.answer import Spoken, messages_of, speak, speed_line
-from fourfold.cli.model import model_name, open_model
+from fourfold.cli.model import Opened, model_name, open_model, tiers_line
 from fourfold.engine.generate import GenerateOptions, Generation
 from fourfold.engine.generate import generate as run
 from fourfold.protocol import Chat
@@ -41,6 +41,9 @@ def generate(
     device: options.Device = "cpu",
     numerics: options.Numerics = "exact",
     threads: options.Threads = 0,
+    ram: options.Ram = None,
+    expert_copy: options.ExpertCopy = None,
+    stats: options.Stats = False,
     json: options.Json = False,
 ) -> int:
     """Print one answer and its speed.
@@ -59,7 +62,9 @@ def generate(
             format=prompt_format or format_of(model_name(model)),
         )
         rendered = conversation.prompt()
-    opened = open_model(model, device=device, numerics=numerics, threads=threads)
+    opened = open_model(
+        model, device=device, numerics=numerics, threads=threads, ram=ram, expert_copy=expert_copy
+    )
     sampling = opened.sampler(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
     given = text if rendered is None else rendered.encode(opened.tokenizer)
     wanted: GenerateOptions = {"max_tokens": max_tokens, "stop": stop or (), **sampling}
@@ -68,17 +73,19 @@ def generate(
         console.aside(text)
     spoken = speak(generation, conversation, show=not json)
     if json:
-        console.document(_document(opened.name, generation, spoken))
+        console.document(_document(opened, generation, spoken))
     elif spoken.text and not spoken.text.endswith("\n"):
         console.answer("\n")
     console.note(speed_line(generation))
+    if stats:
+        console.note(tiers_line(opened.model))
     return INTERRUPTED if spoken.interrupted else DONE
 
 
-def _document(name: str, generation: Generation, spoken: Spoken) -> dict[str, Any]:
+def _document(opened: Opened, generation: Generation, spoken: Spoken) -> dict[str, Any]:
     timing = generation.timing
     return {
-        "model": name,
+        "model": opened.name,
         "text": spoken.text,
         "reasoning": spoken.reasoning,
         "finish_reason": "interrupted" if spoken.interrupted else generation.finish_reason,
@@ -87,4 +94,5 @@ def _document(name: str, generation: Generation, spoken: Spoken) -> dict[str, An
         "tokens": len(generation.ids),
         "prefill_tokens_per_second": round(timing.prefill_rate, 2),
         "decode_tokens_per_second": round(timing.decode_rate, 2),
+        "tiers": None if opened.model.tiers is None else opened.model.tiers.stats().to_dict(),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from fourfold.engine.stop import StopStrings
 from fourfold.errors import RequestError
 from fourfold.protocol import Effort as _Effort
 from fourfold.protocol import PromptFormat as _PromptFormat
+from fourfold.tiers.memory import parse_ram
 
 
 def known_device(name: str | None) -> str | None:
@@ -48,6 +50,15 @@ def _stop(strings: list[str] | None) -> list[str] | None:
     return strings
 
 
+def _ram(text: str | None) -> str | None:
+    try:
+        if text is not None:
+            parse_ram(text)
+    except RequestError as wrong:
+        raise typer.BadParameter(str(wrong)) from None
+    return text
+
+
 Device = Annotated[
     str, typer.Option(callback=known_device, help="Where to compute: cpu, cuda, cuda:1, npu …")
 ]
@@ -59,6 +70,24 @@ Numerics = Annotated[
     ),
 ]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.", min=0)]
+Ram = Annotated[
+    str | None,
+    typer.Option(
+        callback=_ram,
+        metavar="SIZE",
+        help="RAM for weights, 24GiB for one; experts beyond it are read from disk when needed.",
+        show_default="what is free, less an 8th",
+    ),
+]
+ExpertCopy = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Keep a page-aligned copy of the experts there, for faster reads where they exceed --ram.",
+        show_default="none",
+    ),
+]
+Stats = Annotated[bool, typer.Option("--stats", help="Say on stderr what reading experts has cost.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", help="The longest answer, in tokens.", min=1)]

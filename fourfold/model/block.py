@@ -40,6 +40,7 @@ class Block(nn.Module):
 
     def forward(self, streams: Tensor, batch: ForwardBatch, memory: LayerMemory) -> Tensor:
         """streams [B, T, n, D] -> same."""
+        self.ffn.experts.source.expect(streams, batch.ids)
         streams = self._sublayer(
             lambda u: self.attn(self.attn_norm(u), batch, memory),
             streams,

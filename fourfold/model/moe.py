@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fourfold import kernels
 from fourfold.config import ModelConfig
 from fourfold.model.batch import ForwardBatch, Routing
+from fourfold.model.experts import ExpertSource, Resident
 from fourfold.model.linear import INIT_STD, Linear, StoredWeight
 from fourfold.model.numerics import Numerics
 
@@ -42,13 +43,17 @@ class Gate(nn.Module):
 
 
 class Experts(nn.Module):
-    """All routed experts of a layer: w1, w3 [E, I, D] and w2 [E, D, I], in the stored format."""
+    """The routed experts of a layer: w1, w3 [E, I, D] and w2 [E, D, I], in the stored format.
+
+    source: what fills the stacks where they hold fewer than all experts.
+    """
 
     def __init__(self, config: ModelConfig, numerics: Numerics) -> None:
         super().__init__()
         experts, width, inner = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
         self.limit = config.swiglu_limit
         self.numerics = numerics
+        self.source: ExpertSource = Resident()
         self.w1 = StoredWeight(experts, inner, width)
         self.w3 = StoredWeight(experts, inner, width)
         self.w2 = StoredWeight(experts, width, inner)
@@ -56,10 +61,13 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """x [N, D] -> [N, D] f32."""
         w1, w3, w2 = self.w1.weight, self.w3.weight, self.w2.weight
+        s1, s3, s2 = self.w1.scale, self.w3.scale, self.w2.scale
         rounding = self.numerics.input_of(w1)
-        return kernels.experts(
-            x, indices, weights, w1, self.w1.scale, w3, self.w3.scale, w2, self.w2.scale, self.limit, rounding
-        )
+        y = None
+        for places in self.source.passes(indices):
+            y = kernels.experts(x, indices, weights, w1, s1, w3, s3, w2, s2, self.limit, rounding, places, y)
+        assert y is not None
+        return y
 
 
 class SharedExpert(nn.Module):

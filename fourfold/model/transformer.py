@@ -15,6 +15,7 @@ from fourfold.errors import CacheError, CheckpointError, ConfigError, RequestErr
 from fourfold.model.batch import ForwardBatch, Routing
 from fourfold.model.block import Block, HeadCollapse
 from fourfold.model.cache import DEFAULT_MAX_ROLLBACK, Cache, join, layout_of
+from fourfold.model.experts import Tiers
 from fourfold.model.layout import Layout, Segment, packed_rows
 from fourfold.model.linear import INIT_STD, RMSNorm, StoredWeight
 from fourfold.model.memory import FRESH_LAYER, LayerMemory, fresh_layers
@@ -59,6 +60,8 @@ class Transformer(HeadCollapse):
         self.config = config
         self.numerics = numerics_named(numerics)
         self.tokenizer: Tokenizer | None = None
+        self.tiers: Tiers | None = None
+        """What streams the routed experts, where RAM does not hold them all."""
         width = config.hidden_size
         self.embed = nn.Embedding(
             config.vocab_size, width, _weight=torch.randn(config.vocab_size, width) * INIT_STD

@@ -7,7 +7,7 @@ of a file is held.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +29,11 @@ _MEMORY_DTYPES = {
 
 
 @dataclass(frozen=True)
-class _Item:
-    """A stored tensor and where it goes: `parameter`, whole or as row `expert` of it."""
+class Item:
+    """A stored tensor and where it goes: `parameter`, whole or as row `expert` of it.
+
+    dtype and shape are those it has in memory.
+    """
 
     stored: Stored
     parameter: str
@@ -49,8 +52,22 @@ def read_checkpoint(
     float32 as stored; tid2eid int64.  Routed experts are stacked, [E, ...].
     Raises CheckpointError, before the first tensor for all that headers can tell.
     """
-    entries = check_layout(Path(path), config)
-    items = sorted(_items(entries), key=lambda item: (item.stored.file, item.stored.start))
+    yield from read_items(checkpoint_items(Path(path), config), config, device, progress)
+
+
+def checkpoint_items(folder: Path, config: ModelConfig) -> list[Item]:
+    """Every weight and scale of a checkpoint, from its headers, in the order of the layers.
+
+    Raises CheckpointError.
+    """
+    return list(_items(check_layout(folder, config)))
+
+
+def read_items(
+    items: Iterable[Item], config: ModelConfig, device: torch.device | str = "cpu", progress: bool = True
+) -> Iterator[tuple[str, Tensor]]:
+    """As `read_checkpoint`, of some items: of an expert's stack all rows or none.  Raises CheckpointError."""
+    items = sorted(items, key=lambda item: (item.stored.file, item.stored.start))
     total = sum(item.stored.nbytes for item in items)
     stacks: dict[str, tuple[Tensor, int]] = {}
     with Reader() as reader, byte_progress("loading", total, show=progress) as advance:
@@ -79,14 +96,14 @@ def read_tensor(reader: Reader, stored: Stored, entry: Entry) -> Tensor:
     return reader.copy(stored, torch.empty(item.shape, dtype=item.dtype))
 
 
-def _items(entries: dict[str, Entry]) -> Iterator[_Item]:
+def _items(entries: dict[str, Entry]) -> Iterator[Item]:
     for entry in entries.values():
         yield _item(entry, entry.weight)
         if entry.scale is not None:
             yield _item(entry, entry.scale)
 
 
-def _item(entry: Entry, stored: Stored) -> _Item:
+def _item(entry: Entry, stored: Stored) -> Item:
     is_scale = stored is entry.scale
     parameter, expert = parameter_of(scale_name(entry.name) if is_scale else entry.name)
     shape = stored.shape
@@ -94,10 +111,10 @@ def _item(entry: Entry, stored: Stored) -> _Item:
         shape = (*shape[:-1], shape[-1] // 2)
     # U8 is a spelling of two types, told apart by what the tensor is.
     dtype = _MEMORY_DTYPES.get(stored.dtype, torch.float8_e8m0fnu if is_scale else torch.int8)
-    return _Item(stored, parameter, expert, dtype, shape)
+    return Item(stored, parameter, expert, dtype, shape)
 
 
-def _check_values(item: _Item, tensor: Tensor, config: ModelConfig) -> None:
+def _check_values(item: Item, tensor: Tensor, config: ModelConfig) -> None:
     """What could make every answer nonsense without a trace: broken scales, experts that do not exist."""
     if item.parameter.endswith(".scale"):
         if tensor.dtype == torch.float8_e8m0fnu:
@@ -114,7 +131,7 @@ def _check_values(item: _Item, tensor: Tensor, config: ModelConfig) -> None:
             raise CheckpointError(f"{item.stored}: has expert numbers out of range; allowed: 0 to {most}")
 
 
-def _in_memory(item: _Item, tensor: Tensor) -> Tensor:
+def _in_memory(item: Item, tensor: Tensor) -> Tensor:
     """The parameter as the model keeps it: float32 powers of two become e8m0, integers int64."""
     if tensor.dtype == torch.int32:
         return tensor.to(torch.int64)

@@ -268,3 +268,28 @@ def test_amounts(count, text):
 
 def test_sampling_defaults_are_the_models_own_distribution():
     assert Sampling() == Sampling(temperature=1.0, top_p=1.0, top_k=0, min_p=0.0)
+
+
+def test_experts_beyond_ram_come_from_disk_and_stats_say_so(run, tiny_folder, tmp_path):
+    words = ("generate", "once", "-m", tiny_folder, "-n", 4, "--temperature", 0, "--stats")
+    ran = run(*words, "--ram", "1700KiB", "--expert-copy", tmp_path, "--json")
+    counted = json.loads(ran.out)["tiers"]
+    assert counted["misses"] + counted["prefetched"] + counted["hits"] > 0 and counted["bytes_read"] > 0
+    assert "fourfold: RAM holds" in ran.err and "copying the experts to" in ran.err
+    assert " from RAM, " in ran.err and " s stalled" in ran.err
+    resident = run(*words, "--json")
+    assert json.loads(resident.out)["tiers"] is None and "experts: all in RAM" in resident.err
+
+
+def test_chat_says_stats_after_each_answer(run, tiny_folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", piped(b"hello\n"))
+    ran = run("chat", tiny_folder, "-n", 2, "--ram", "1700KiB", "--stats")
+    assert ran.code == 0 and " read ahead (" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [("24GB", "ram is '24GB'; allowed: a number of bytes"), ("5KiB", "KiB and more: ")]
+)
+def test_ram_is_checked(run, tiny_folder, size, said):
+    ran = run("generate", "once", "-m", tiny_folder, "--ram", size)
+    assert ran.code in (1, 2) and said in ran.err

@@ -1,0 +1,20 @@
+"""Models larger than RAM: dense weights stay, routed experts come from disk into a cache of slots.
+
+memory.py    sizes as users write them, and how much RAM is free
+budget.py    what lies where within a budget
+table.py     where each expert's bytes lie on disk
+copy.py      a page-aligned copy of the experts, for faster reads
+files.py     files read past the page cache, and watched for change
+reader.py    disk -> slot
+queue.py     reads in flight
+policy.py    which expert to evict
+cache.py     which expert is in which slot
+slots.py     the memory itself
+predict.py   which experts a layer will choose
+store.py     all of it behind the model's `ExpertSource`
+"""
+
+from fourfold.tiers.budget import Plan, plan
+from fourfold.tiers.store import TieredExperts
+
+__all__ = ["Plan", "TieredExperts", "plan"]

@@ -1,0 +1,156 @@
+"""A model whose routed experts are read from disk when they are needed and are not in RAM."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fourfold.model.block import Block
+from fourfold.model.experts import TierStats
+from fourfold.model.transformer import Transformer
+from fourfold.tiers.cache import ExpertCache
+from fourfold.tiers.predict import predicted
+from fourfold.tiers.reader import READERS, Bytes, ExpertReader
+from fourfold.tiers.slots import SlotPool
+from fourfold.tiers.table import ExpertTable
+
+
+class TieredExperts:
+    """Reads, keeps and evicts the experts of all layers; `stats()` says what it cost.
+
+    One forward at a time uses it: another thread's waits at the next layer.
+    """
+
+    def __init__(self, model: Transformer, table: ExpertTable, slots: int) -> None:
+        self.table = table
+        reader = ExpertReader(table)
+        pool = SlotPool(table.parts, slots)
+
+        def fill(expert: int, slot: int, buffer: Bytes) -> None:
+            reader.read(expert, pool.row(slot), buffer)
+
+        self._reader = reader
+        self.cache = ExpertCache(slots, len(table.layers), table.per_layer, READERS, reader.buffer, fill)
+        self.running = threading.RLock()
+        self._counts = dict.fromkeys(("hits", "prefetched", "misses"), 0)
+        self._slots = slots
+        self.blocks = [
+            cast(Block, model.get_submodule(layer.removesuffix(".ffn.experts"))) for layer in table.layers
+        ]
+        self._put_in(pool)
+        # Its threads hold the cache and the pool, not this: with the model they go.
+        self._finalizer = weakref.finalize(self, _end, self.cache, reader)
+
+    def stats(self) -> TierStats:
+        """The counters since the model was loaded."""
+        with self.cache.changed:
+            return TierStats(
+                slots=self._slots,
+                experts=self.table.experts,
+                **self._counts,
+                prefetch_wasted=self.cache.wasted,
+                bytes_read=self.cache.loaded * self.table.expert_bytes,
+                stall_seconds=self.cache.stalled,
+            )
+
+    def close(self) -> None:
+        """End the threads and close the files; the model cannot run any more."""
+        self._finalizer()
+
+    def count(self, hits: int, prefetched: int, misses: int) -> None:
+        """Add to the counters what a layer found."""
+        for name, number in (("hits", hits), ("prefetched", prefetched), ("misses", misses)):
+            self._counts[name] += number
+
+    def _put_in(self, pool: SlotPool) -> None:
+        stacks = {name: nn.Parameter(stack, requires_grad=False) for name, stack in pool.stacks.items()}
+        for number, block in enumerate(self.blocks):
+            experts = block.ffn.experts
+            for name, stack in stacks.items():
+                matrix, _, leaf = name.partition(".")
+                experts.get_submodule(matrix).register_parameter(leaf, stack)
+            experts.source = _Layer(self, number)
+
+
+def _end(cache: ExpertCache, reader: ExpertReader) -> None:
+    cache.queue.close()
+    reader.close()
+
+
+class _Layer:
+    """The expert source of one layer."""
+
+    def __init__(self, tiers: TieredExperts, number: int) -> None:
+        self._tiers = weakref.proxy(tiers)
+        self._number = number
+        self._first = number * tiers.table.per_layer
+
+    def expect(self, streams: Tensor, ids: Tensor) -> None:
+        """Read ahead what the layer will ask for: known by token id, or guessed by its gate."""
+        tiers, cache = self._tiers, self._tiers.cache
+        tokens = ids.numel()
+        with tiers.running:
+            if self._number == 0:
+                with cache.changed:
+                    cache.forget_wishes()
+                for number, block in enumerate(tiers.blocks):
+                    if block.ffn.gate.hashed:
+                        known = block.ffn.gate.tid2eid[ids.flatten()]
+                        self._read_ahead(_distinct(known, number * cache.per_layer), tokens)
+            block = tiers.blocks[self._number]
+            here = cache.slot[self._first : self._first + cache.per_layer]
+            if not block.ffn.gate.hashed and bool((here < 0).any()):
+                self._read_ahead(_distinct(predicted(block, streams), self._first), tokens)
+
+    def passes(self, indices: Tensor) -> Iterator[Tensor]:
+        """The chosen experts, part by part as they arrive, in ascending order."""
+        tiers, cache = self._tiers, self._tiers.cache
+        tokens = indices.shape[0]
+        counts = np.bincount(indices.flatten().numpy(), minlength=cache.per_layer)
+        todo = [int(expert) + self._first for expert in np.flatnonzero(counts)]
+        with tiers.running:
+            with cache.changed:
+                cache.policy.used(self._number, counts, tokens)
+                cache.forget_wishes(range(self._first + cache.per_layer))
+                tiers.count(*cache.claim(todo))
+            while todo:
+                with cache.changed:
+                    ready = self._wait(todo, tokens)
+                    places = self._places(ready)
+                yield places
+                with cache.changed:
+                    cache.forget_wishes(ready)
+                todo = todo[len(ready) :]
+
+    def _read_ahead(self, experts: list[int], tokens: int) -> None:
+        cache = self._tiers.cache
+        with cache.changed:
+            cache.read_ahead(experts, self._number, tokens)
+
+    def _wait(self, todo: list[int], tokens: int) -> list[int]:
+        """Those of `todo` that are ready, up to the first that is not; at least one."""
+        cache = self._tiers.cache
+        cache.demand(todo, self._number, tokens)
+        while not cache.wait(todo[0]):
+            cache.demand(todo, self._number, tokens)
+        count = 1
+        while count < len(todo) and cache.ready(todo[count]):
+            count += 1
+        return todo[:count]
+
+    def _places(self, experts: list[int]) -> Tensor:
+        cache = self._tiers.cache
+        places = np.full(cache.per_layer, -1, dtype=np.int64)
+        places[np.array(experts) - self._first] = cache.slot[experts]
+        return torch.from_numpy(places)
+
+
+def _distinct(indices: Tensor, first: int) -> list[int]:
+    """Local expert numbers [..., K] -> the experts' numbers, ascending."""
+    return [expert + first for expert in indices.unique().tolist()]
