@@ -51,7 +51,11 @@ def _new(x: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    if x.dtype not in _FLOATS or not _plain(x, weight) or (weight is not None and weight.dtype not in _FLOATS):
+    if (
+        x.dtype not in _FLOATS
+        or not _plain(x, weight)
+        or (weight is not None and weight.dtype not in _FLOATS)
+    ):
         return reference.rms_norm(x, weight, eps)
     y = _new(x)
     native.rms_norm(_rows(x), weight, eps, y)
@@ -161,9 +165,7 @@ def hc_pre(
     mixed = torch.empty((*lead, width), dtype=streams.dtype)
     post = torch.empty((*lead, n), dtype=_F32)
     comb = torch.empty((*lead, n, n), dtype=_F32)
-    native.hc_pre(
-        streams.contiguous(), fn.contiguous(), scale, base, iters, norm_eps, eps, mixed, post, comb
-    )
+    native.hc_pre(streams.contiguous(), fn.contiguous(), scale, base, iters, norm_eps, eps, mixed, post, comb)
     return mixed, post, comb
 
 

@@ -28,7 +28,7 @@ void visible_rows(const Attention& a, index_t i, std::vector<const void*>& rows)
 struct Workspace {
     std::vector<const void*> rows;
     std::vector<const float*> floats;
-    Scratch wide, q, scores, out;
+    Scratch wide, q, scores, slice, out;
 
     // The visible rows as floats: where they lie, or widened.
     void gather(const Attention& a, index_t i) {
@@ -52,9 +52,6 @@ struct Workspace {
     }
 };
 
-// Heads that go together: their queries stay in the first cache while the rows pass.
-constexpr index_t kHeads = 16;
-
 void attend_heads(const Attention& a, Workspace& w, index_t i, index_t head, index_t heads, void* y) {
     const VectorKernels& v = vector_kernels();
     const index_t first = i * a.heads + head, count = index_t(w.floats.size());
@@ -68,7 +65,8 @@ void attend_heads(const Attention& a, Workspace& w, index_t i, index_t head, ind
     const bool narrow = a.q.type != Type::F32;
     float* out = narrow ? w.out.floats(heads * a.width) : static_cast<float*>(y) + first * a.width;
     v.attend({q, w.floats.data(), count, heads, a.width, a.sink + head, a.scale, a.round,
-              w.scores.floats(heads * scores_stride(count)), out});
+              w.scores.floats(heads * scores_stride(count)),
+              w.slice.floats(kSliceRows * kSliceWidth), out});
     if (narrow) v.narrow(out, heads * a.width, static_cast<bf16*>(y) + first * a.width);
 }
 
@@ -113,19 +111,16 @@ Threshold threshold(const float* scores, index_t n, index_t k) {
 }  // namespace
 
 void sparse_attention(const Attention& a, void* y) {
-    const index_t queries = a.batch * a.tokens, groups = ceil_div(a.heads, kHeads);
+    const index_t queries = a.batch * a.tokens, threads = ThreadPool::instance().threads();
     // Few queries: threads share the heads of each.  Many: a query's rows are gathered once for all of its heads.
-    const bool split = queries < 4 * ThreadPool::instance().threads();
-    const index_t pieces = split ? queries * groups : queries;
-    share_rows(pieces, queries * a.heads * a.width * 64, [&](index_t begin, index_t end) {
+    const index_t heads = queries >= 4 * threads ? a.heads : round_up(ceil_div(a.heads, threads), 4);
+    const index_t groups = ceil_div(a.heads, heads);
+    share_rows(queries * groups, queries * a.heads * a.width * 64, [&](index_t begin, index_t end) {
         thread_local Workspace w;
-        index_t gathered = -1;
         for (index_t p = begin; p < end; ++p) {
-            const index_t i = split ? p / groups : p;
-            if (i != gathered) w.gather(a, i);
-            gathered = i;
-            for (index_t g = split ? p % groups : 0; g < (split ? p % groups + 1 : groups); ++g)
-                attend_heads(a, w, i, g * kHeads, std::min(kHeads, a.heads - g * kHeads), y);
+            const index_t i = p / groups, head = p % groups * heads;
+            if (p == begin || head == 0) w.gather(a, i);
+            attend_heads(a, w, i, head, std::min(heads, a.heads - head), y);
         }
     });
 }

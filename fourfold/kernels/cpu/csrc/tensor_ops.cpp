@@ -24,21 +24,23 @@ Rows as_float(Rows x, index_t n, index_t width, Scratch& scratch) {
 
 bool is_nan(float v) { return v != v; }
 
-// The mixing product of some tokens, each divided by the rms of its streams -> mix [tokens, outputs].
+// Tokens whose streams stay in the cache from the mixing product to the weighted sum.
+constexpr index_t kTokensAPiece = 16;
+
+// The mixing product of up to kTokensAPiece tokens, each divided by the rms of its streams -> mix [tokens, outputs].
 void mix_streams(Rows streams, index_t tokens, index_t length, const StreamMixing& mixing, index_t outputs,
                  float* mix) {
     thread_local Scratch wide_memory, chains;
     const VectorKernels& v = vector_kernels();
     const Rows x = as_float(streams, tokens, length, wide_memory);
+    // First what reads the streams from end to end: it brings them into the cache.
+    float factor[kTokensAPiece];
+    for (index_t t = 0; t < tokens; ++t)
+        factor[t] = 1.f / std::sqrt(v.mean_square(x.at(t), Type::F32, length) + mixing.norm_eps);
     v.dots(x, tokens, {mixing.fn, Type::F32, length}, outputs, length, chains.floats(kDotsScratch), mix, outputs);
-    for (index_t t = 0; t < tokens; ++t) {
-        const float factor = 1.f / std::sqrt(v.mean_square(x.at(t), Type::F32, length) + mixing.norm_eps);
-        for (index_t i = 0; i < outputs; ++i) mix[t * outputs + i] *= factor;
-    }
+    for (index_t t = 0; t < tokens; ++t)
+        for (index_t i = 0; i < outputs; ++i) mix[t * outputs + i] *= factor[t];
 }
-
-// Tokens whose streams stay in the cache between the product and the weighted sum.
-constexpr index_t kTokensAPiece = 16;
 
 template <class Piece>
 void share_tokens(index_t tokens, index_t work, Piece&& piece) {

@@ -35,6 +35,8 @@ struct StreamMixing {
     float norm_eps, eps;
 };
 
+constexpr index_t kSliceRows = 128, kSliceWidth = 64;
+
 // One query of sparse attention, some of its heads.
 struct Query {
     const float* q;           // [heads, width]
@@ -44,14 +46,17 @@ struct Query {
     float scale;
     bool round_weights;       // of the softmax, to bf16, before they meet the values
     float* scores;            // scratch [heads, scores_stride(count)]
+    float* slice;             // scratch [kSliceRows, kSliceWidth]
     float* out;               // [heads, width]
 };
 
 // A vector more than a multiple of every vector length, so that heads do not evict each other's scores.
 inline index_t scores_stride(index_t count) { return round_up(count, 16) + 16; }
 
-// Rows of x that `dots` takes at a time, and rows of w; its scratch holds one vector for each pair.
-constexpr index_t kDotsX = 64, kDotsW = 24, kDotsScratch = kDotsX * kDotsW * 16;
+// Rows of x that `dots` takes at a time, rows of w, and elements of these; its scratch holds a vector for each pair
+// of rows and a stretch of w.
+constexpr index_t kDotsX = 64, kDotsW = 24, kDotsStretch = 256;
+constexpr index_t kDotsScratch = kDotsX * kDotsW * 16 + kDotsW * (kDotsStretch + 16);
 
 struct VectorKernels {
     // y = x as float, on the grid of bf16 if `rounded`.

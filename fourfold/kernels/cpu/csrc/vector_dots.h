@@ -25,8 +25,8 @@ void dots_one(const float* x, const W* w, index_t w_stride, index_t outputs, ind
 }
 
 // Four rows of x and tile_rows of w, a stretch of them: the chains wait in memory for the next stretch.
-template <class S, class W>
-FOURFOLD_INLINE void dots_tile(const float* const (&x)[4], const W* const (&w)[S::tile_rows], index_t n,
+template <class S>
+FOURFOLD_INLINE void dots_tile(const float* const (&x)[4], const float* const (&w)[S::tile_rows], index_t n,
                                float* chains) {
     constexpr int count = 4 * S::tile_rows;
     typename S::F acc[count];
@@ -35,39 +35,51 @@ FOURFOLD_INLINE void dots_tile(const float* const (&x)[4], const W* const (&w)[S
     for (int i = 0; i < count; ++i) S::store(chains + i * S::lanes, acc[i]);
 }
 
-// Up to kDotsX rows of x and kDotsW of w, in stretches of w that stay in the first cache.
+// y[a][b] = the sums of a tile's chains.
+template <class S>
+void dots_sums(const float* chains, index_t n, index_t outputs, float* y, index_t y_stride) {
+    constexpr index_t B = S::tile_rows, count = 4 * B;
+    typename S::F acc[count], sums[sum_vectors<S, count>];
+    for (index_t c = 0; c < count; ++c) acc[c] = S::load(chains + c * S::lanes);
+    collect<S, count>(acc, sums);
+    float tile[sum_vectors<S, count> * S::lanes];
+    for (int v = 0; v < sum_vectors<S, count>; ++v) S::store(tile + v * S::lanes, sums[v]);
+    for (index_t a = 0; a < 4 && a < n; ++a)
+        for (index_t b = 0; b < B && b < outputs; ++b) y[a * y_stride + b] = tile[a * B + b];
+}
+
+// Up to kDotsX rows of x and kDotsW of w.  Stretches of w are copied, as float, to where they do not evict each
+// other from the first cache.
 template <class S, class W>
 void dots_block(const float* x, index_t x_stride, index_t n, const W* w, index_t w_stride, index_t outputs,
-                index_t width, float* chains, float* y, index_t y_stride) {
-    constexpr index_t B = S::tile_rows, count = 4 * B, stretch = 256;
+                index_t width, float* scratch, float* y, index_t y_stride) {
+    constexpr index_t B = S::tile_rows, tile = 4 * B * S::lanes, apart = kDotsStretch + 16;
     const index_t across = ceil_div(n, 4), down = ceil_div(outputs, B);
-    std::memset(chains, 0, across * down * count * S::lanes * sizeof(float));
-    for (index_t k = 0; k < width; k += stretch) {
-        const index_t some = stretch < width - k ? stretch : width - k;
+    float *copy = scratch, *chains = scratch + kDotsW * apart;
+    std::memset(chains, 0, across * down * tile * sizeof(float));
+    for (index_t k = 0; k < width; k += kDotsStretch) {
+        const index_t some = kDotsStretch < width - k ? kDotsStretch : width - k;
+        for (index_t o = 0; o < outputs; ++o) {
+            const W* from = w + o * w_stride + k;
+            for (index_t i = 0; i < some; i += S::lanes) {
+                S::store(copy + o * apart + i, load<S>(from + i, some - i));
+            }
+        }
         for (index_t i = 0; i < across; ++i) {
             const float* from[4];
             for (index_t a = 0; a < 4; ++a) from[a] = x + (4 * i + a < n ? 4 * i + a : n - 1) * x_stride + k;
             for (index_t j = 0; j < down; ++j) {
-                const W* rows[B];
+                const float* rows[B];
                 for (index_t b = 0; b < B; ++b)
-                    rows[b] = w + (B * j + b < outputs ? B * j + b : outputs - 1) * w_stride + k;
-                dots_tile<S>(from, rows, some, chains + (i * down + j) * count * S::lanes);
+                    rows[b] = copy + (B * j + b < outputs ? B * j + b : outputs - 1) * apart;
+                dots_tile<S>(from, rows, some, chains + (i * down + j) * tile);
             }
         }
     }
-    for (index_t i = 0; i < across; ++i) {
-        for (index_t j = 0; j < down; ++j) {
-            typename S::F acc[count], sums[sum_vectors<S, count>];
-            for (index_t c = 0; c < count; ++c)
-                acc[c] = S::load(chains + ((i * down + j) * count + c) * S::lanes);
-            collect<S, count>(acc, sums);
-            float tile[sum_vectors<S, count> * S::lanes];
-            for (int v = 0; v < sum_vectors<S, count>; ++v) S::store(tile + v * S::lanes, sums[v]);
-            for (index_t a = 0; a < 4 && 4 * i + a < n; ++a)
-                for (index_t b = 0; b < B && B * j + b < outputs; ++b)
-                    y[(4 * i + a) * y_stride + B * j + b] = tile[a * B + b];
-        }
-    }
+    for (index_t i = 0; i < across; ++i)
+        for (index_t j = 0; j < down; ++j)
+            dots_sums<S>(chains + (i * down + j) * tile, n - 4 * i, outputs - B * j, y + 4 * i * y_stride + B * j,
+                         y_stride);
 }
 
 template <class S>

@@ -173,11 +173,9 @@ inline float power_of_two_scale(float amax, float limit) {
 
 struct Fp8Grid {
     static constexpr float limit = 448.f, floor = 1e-4f, smallest_binade = 0x1p-6f, step = 0x1p-3f;
-    static constexpr float beyond = std::numeric_limits<float>::quiet_NaN();
 };
 struct Fp4Grid {
     static constexpr float limit = 6.f, floor = 0x6p-126f, smallest_binade = 1.f, step = 0x1p-1f;
-    static constexpr float beyond = 6.f;
 };
 
 // |v| to the nearest value of the grid, ties to even: adding 1.5 * 2^23 steps leaves no bits below a step.
@@ -189,14 +187,14 @@ FOURFOLD_INLINE typename S::F to_grid(typename S::F v) {
     return S::sub(S::add(S::abs(v), shift), shift);
 }
 
-// A group with an infinity or a NaN: what lies beyond the grid is NaN in FP8 and the largest value in FP4.
+// A group with an infinity or a NaN has scale 1: what lies beyond the grid becomes its largest value.
 template <class S, class Grid, class T>
 void round_odd_group(const T* x, index_t n, T* y) {
     for (index_t i = 0; i < n; ++i) {
         const float v = S::first(S::load_some(x + i, 1));
-        float size = std::fabs(v) > Grid::limit * 1.1f ? Grid::beyond : S::first(to_grid<S, Grid>(S::broadcast(v)));
-        if (size > Grid::limit) size = Grid::beyond;
-        S::store_some(y + i, S::broadcast(std::copysign(std::isnan(v) ? v : size, v)), 1);
+        const float bounded = std::fabs(v) > Grid::limit ? Grid::limit : std::fabs(v);
+        const float size = S::first(to_grid<S, Grid>(S::broadcast(bounded)));
+        S::store_some(y + i, S::broadcast(std::isnan(v) ? v : std::copysign(size, v)), 1);
     }
 }
 
