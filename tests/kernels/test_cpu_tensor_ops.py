@@ -195,7 +195,7 @@ else:
 
     @pytest.mark.parametrize("source", ["window", "range", "index"])
     @pytest.mark.parametrize("dtypes", [FLOATS[:1] * 2, FLOATS, FLOATS[1:] * 2])
-    @pytest.mark.parametrize(("heads", "width"), [(1, 5), (6, 40), (19, 133)])
+    @pytest.mark.parametrize(("heads", "width"), [(1, 5), (6, 64), (19, 133), (35, 32)])
     def test_attention(
         isa: str, source: str, dtypes: tuple[torch.dtype, torch.dtype], heads: int, width: int
     ) -> None:
@@ -205,11 +205,11 @@ else:
             assert_near(got, want, bound)
 
     @pytest.mark.parametrize("source", ["window", "range", "index"])
-    @pytest.mark.parametrize("dtype", FLOATS)
+    @pytest.mark.parametrize(("dtype", "width"), [(FLOATS[0], 72), (FLOATS[1], 72), (FLOATS[1], 96)])
     def test_bits_of_an_attention_depend_on_its_own_rows_alone(
-        isa: str, source: str, dtype: torch.dtype, threads: Threads
+        isa: str, source: str, dtype: torch.dtype, width: int, threads: Threads
     ) -> None:
-        case = attention_case(9, 20, 72, torch.float32, dtype, source)
+        case = attention_case(9, 20, width, torch.float32, dtype, source)
         q, window, rows, entries, reach, index = case[:6]
         rounding = Rounding.NONE if dtype is torch.float32 else Rounding.BF16
         threads(1)
@@ -221,10 +221,10 @@ else:
             for b in range(2):
                 for t in range(0, 9, 4):
                     one, row, shift = slice(b, b + 1), slice(t, t + 1), 3 + t
-                    moved = torch.cat([torch.randn(1, shift, 72).to(dtype), window[one]], 1)
+                    moved = torch.cat([torch.randn(1, shift, width).to(dtype), window[one]], 1)
                     alone = [q[one, row], apart(moved, 7), rows[one, row] + shift, *[None] * 3, *case[6:]]
                     if entries is not None:
-                        shifted = torch.cat([torch.randn(1, shift, 72).to(dtype), entries[one]], 1)
+                        shifted = torch.cat([torch.randn(1, shift, width).to(dtype), entries[one]], 1)
                         alone[3] = apart(shifted)[:, : shift + 150]
                     if reach is not None:
                         alone[4] = reach[one, row] + shift
@@ -264,6 +264,7 @@ else:
         x, weight, bias = torch.randn(tokens, 300), torch.randn(60, 300), torch.randn(60)
         angles = torch.randn(tokens, 16)
         q, keys = torch.randn(1, tokens, 8, 64), torch.randn(1, 500, 64)
+        narrow_q, narrow_keys = q.to(torch.bfloat16), keys.to(torch.bfloat16)
         head_weights, visible = torch.rand(1, tokens, 8), torch.tensor([[[3, 490]]]).expand(1, tokens, 2)
         post, comb = torch.rand(1, tokens, n), torch.rand(1, tokens, n, n)
         gates = apart(x)
@@ -279,6 +280,7 @@ else:
             (lambda s: ops.hc_head(streams[:, s], fn[:n], scale[:1], base[:n], **HC), 1),
             (lambda s: ops.pool(streams[:, s], streams[:, s]), 1),
             (lambda s: ops.index_topk(q[:, s], head_weights[:, s], keys, visible[:, s], 20), 1),
+            (lambda s: ops.index_topk(narrow_q[:, s], head_weights[:, s], narrow_keys, visible[:, s], 20), 1),
         ]
         for call, dim in calls:
             threads(1)

@@ -2,6 +2,14 @@
 
 #include <atomic>
 
+#ifdef FOURFOLD_X86
+#include <cpuid.h>
+#endif
+#if defined(FOURFOLD_X86) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "vector.h"
 
 namespace fourfold {
@@ -9,19 +17,37 @@ namespace {
 
 // What one instruction set brings: products with stored matrices, and everything else.
 struct Isa {
+    const char* name;
     const Kernels* kernels;
     const VectorKernels* vectors;
 };
 
+#ifdef FOURFOLD_X86
+// AMX with bf16, which Linux lets a process use that asks for it.
+bool have_matrix_units() {
+#ifdef __linux__
+    unsigned a, b, c, d = 0;
+    constexpr unsigned bf16_bit = 1u << 22, tile_bit = 1u << 24;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & bf16_bit) || !(d & tile_bit)) return false;
+    constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+#endif
+
 std::vector<Isa> detect() {
-    std::vector<Isa> found{{&kScalarKernels, &kScalarVectors}};
+    std::vector<Isa> found{{"scalar", &kScalarKernels, &kScalarVectors}};
 #ifdef FOURFOLD_X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-        found.push_back({&kAvx2Kernels, &kAvx2Vectors});
+        found.push_back({"avx2", &kAvx2Kernels, &kAvx2Vectors});
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-            found.push_back({&kAvx512Kernels, &kAvx512Vectors});
+            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+            found.push_back({"avx512", &kAvx512Kernels, &kAvx512Vectors});
+            if (have_matrix_units()) found.push_back({"amx", &kAvx512Kernels, &kAmxVectors});
+        }
     }
 #endif
     return found;
@@ -41,9 +67,11 @@ std::atomic<const Isa*>& current() {
 
 std::vector<std::string> supported_isas() {
     std::vector<std::string> names;
-    for (const Isa& isa : supported()) names.emplace_back(isa.kernels->name);
+    for (const Isa& isa : supported()) names.emplace_back(isa.name);
     return names;
 }
+
+std::string isa() { return current().load(std::memory_order_relaxed)->name; }
 
 const Kernels& kernels() { return *current().load(std::memory_order_relaxed)->kernels; }
 
@@ -51,7 +79,7 @@ const VectorKernels& vector_kernels() { return *current().load(std::memory_order
 
 bool use_isa(const std::string& name) {
     for (const Isa& isa : supported()) {
-        if (name == isa.kernels->name) {
+        if (name == isa.name) {
             current() = &isa;
             return true;
         }

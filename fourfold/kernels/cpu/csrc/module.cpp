@@ -121,7 +121,7 @@ NB_MODULE(_native, m) {
     m.doc() = "Native CPU kernels on packed weights; fourfold.kernels.cpu.ops is the door.";
     m.def("bind", &bind, nb::arg("tensor_type"));
     m.def("supported_isas", &supported_isas);
-    m.def("isa", [] { return std::string(kernels().name); });
+    m.def("isa", &isa);
     m.def("use_isa", &use_isa, nb::arg("name"));
     m.def("threads", [] { return ThreadPool::instance().threads(); });
     m.def("set_threads", [](int n) { ThreadPool::instance().set_threads(n); }, nb::arg("threads"));

@@ -50,6 +50,22 @@ struct Query {
     float* out;               // [heads, width]
 };
 
+// The same with bf16 queries and rows, which matrix units multiply; width a multiple of 32.
+struct NarrowQuery {
+    const bf16* q;
+    const bf16* const* rows;
+    index_t count, heads, width;
+    const float* sink;
+    float scale;
+    float* scratch;  // [narrow_scratch(count, heads, width)]
+    float* out;
+};
+inline index_t narrow_scratch(index_t count, index_t heads, index_t width) {
+    const index_t rows = round_up(count, 32), columns = round_up(heads, 32);
+    // Scores and weights, values in pairs of rows, queries, a group of rows, a square of results.
+    return rows * columns + rows * columns / 2 + rows * width / 2 + columns * width / 2 + 16 * width + 1024;
+}
+
 // A vector more than a multiple of every vector length, so that heads do not evict each other's scores.
 inline index_t scores_stride(index_t count) { return round_up(count, 16) + 16; }
 
@@ -90,6 +106,11 @@ struct VectorKernels {
     void (*index_scores)(const float* q, const float* weights, index_t heads, index_t width, Rows keys, index_t n,
                          float* scratch, float* scores);
     void (*spread)(const void* weights, Type type, index_t heads, float* spread);
+    // Matrix units' own, null where there are none.  Softmax weights are rounded to bf16.
+    void (*attend_narrow)(const NarrowQuery& query);
+    // q [heads, width], weights [heads]; scratch [round_up(heads, 16) * (width / 2 + 17) + 8 * width + 256]
+    void (*index_scores_narrow)(const bf16* q, const float* weights, index_t heads, index_t width, Rows keys,
+                                index_t n, float* scratch, float* scores);
 };
 
 // Those of the instruction set that is in use.
@@ -99,6 +120,7 @@ extern const VectorKernels kScalarVectors;
 #ifdef FOURFOLD_X86
 extern const VectorKernels kAvx2Vectors;
 extern const VectorKernels kAvx512Vectors;
+extern const VectorKernels kAmxVectors;  // AVX-512's, and matrix units for bf16
 #endif
 
 }  // namespace fourfold

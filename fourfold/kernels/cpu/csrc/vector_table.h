@@ -31,6 +31,8 @@ constexpr VectorKernels vector_table() {
         .attend = attend<S>,
         .index_scores = index_scores<S>,
         .spread = spread<S>,
+        .attend_narrow = nullptr,
+        .index_scores_narrow = nullptr,
     };
 }
 
