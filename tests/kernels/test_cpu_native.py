@@ -243,27 +243,6 @@ else:
         want = reference.experts(x, chosen, amounts, *weights, 10.0, Rounding.NONE)
         assert (got - want).abs().max() <= 2e-6 * want.abs().max()
 
-    @pytest.mark.parametrize("tokens", [0, 1, 65, 200])
-    @pytest.mark.parametrize("n", [2, 3, 4])
-    def test_stream_weights_equal_the_reference(tokens: int, n: int) -> None:
-        streams = torch.randn(1, tokens, n, 32)
-        fn, scale, base = torch.randn((2 + n) * n, n * 32), torch.randn(3), torch.randn((2 + n) * n)
-        options = {"iters": 20, "norm_eps": 1e-6, "eps": 1e-6}
-        got = ops.hc_pre(streams, fn, scale, base, **options)
-        want = reference.hc_pre(streams, fn, scale, base, **options)
-        for a, b in zip(got, want, strict=True):
-            assert a.shape == b.shape
-            assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
-
-    def test_stream_weights_are_differentiable_where_asked() -> None:
-        streams = torch.randn(1, 3, 4, 8, requires_grad=True)
-        _, _, comb = ops.hc_pre(
-            streams, torch.randn(24, 32), torch.randn(3), torch.randn(24), iters=3, norm_eps=1e-6, eps=1e-6
-        )
-        comb[..., 0, 0].sum().backward()
-        assert streams.grad is not None
-        assert streams.grad.abs().sum() > 0
-
     def test_what_is_not_covered_runs_on_the_reference() -> None:
         x = torch.randn(3, 64, requires_grad=True)
         plain = torch.randn(8, 64)

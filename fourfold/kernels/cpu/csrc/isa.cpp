@@ -2,49 +2,85 @@
 
 #include <atomic>
 
+#ifdef FOURFOLD_X86
+#include <cpuid.h>
+#endif
+#if defined(FOURFOLD_X86) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include "vector.h"
+
 namespace fourfold {
 namespace {
 
-std::vector<const Kernels*> detect() {
-    std::vector<const Kernels*> found{&kScalarKernels};
+// What one instruction set brings: products with stored matrices, and everything else.
+struct Isa {
+    const char* name;
+    const Kernels* kernels;
+    const VectorKernels* vectors;
+};
+
+#ifdef FOURFOLD_X86
+// AMX with bf16, which Linux lets a process use that asks for it.
+bool have_matrix_units() {
+#ifdef __linux__
+    unsigned a, b, c, d = 0;
+    constexpr unsigned bf16_bit = 1u << 22, tile_bit = 1u << 24;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & bf16_bit) || !(d & tile_bit)) return false;
+    constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+#endif
+
+std::vector<Isa> detect() {
+    std::vector<Isa> found{{"scalar", &kScalarKernels, &kScalarVectors}};
 #ifdef FOURFOLD_X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-        found.push_back(&kAvx2Kernels);
+        found.push_back({"avx2", &kAvx2Kernels, &kAvx2Vectors});
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-            found.push_back(&kAvx512Kernels);
-            if (amx_usable()) found.push_back(&kAmxKernels);
+            found.push_back({"avx512", &kAvx512Kernels, &kAvx512Vectors});
+            if (have_matrix_units()) found.push_back({"amx", &kAmxKernels, &kAmxVectors});
         }
     }
 #endif
     return found;
 }
 
-const std::vector<const Kernels*>& supported() {
-    static const std::vector<const Kernels*> all = detect();
+const std::vector<Isa>& supported() {
+    static const std::vector<Isa> all = detect();
     return all;
 }
 
-std::atomic<const Kernels*>& current() {
-    static std::atomic<const Kernels*> kernels{supported().back()};
-    return kernels;
+std::atomic<const Isa*>& current() {
+    static std::atomic<const Isa*> isa{&supported().back()};
+    return isa;
 }
 
 }  // namespace
 
 std::vector<std::string> supported_isas() {
     std::vector<std::string> names;
-    for (const Kernels* k : supported()) names.emplace_back(k->name);
+    for (const Isa& isa : supported()) names.emplace_back(isa.name);
     return names;
 }
 
-const Kernels& kernels() { return *current().load(std::memory_order_relaxed); }
+std::string isa() { return current().load(std::memory_order_relaxed)->name; }
+
+const Kernels& kernels() { return *current().load(std::memory_order_relaxed)->kernels; }
+
+const VectorKernels& vector_kernels() { return *current().load(std::memory_order_relaxed)->vectors; }
 
 bool use_isa(const std::string& name) {
-    for (const Kernels* k : supported()) {
-        if (name == k->name) {
-            current() = k;
+    for (const Isa& isa : supported()) {
+        if (name == isa.name) {
+            current() = &isa;
             return true;
         }
     }

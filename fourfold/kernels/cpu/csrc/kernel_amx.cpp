@@ -9,8 +9,6 @@
 // decode: step s of FP4 takes columns 4j + s (nibble s of every word of 16 bits), step 2i + s of FP8 the columns
 // 64i + 2j + s (byte s of every word), bfloat16 its columns as they lie.
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -532,13 +530,5 @@ void interleave(const bf16_t* const* rows, index_t count, index_t width, index_t
 }  // namespace
 
 const Bf16Products kAmxProducts = {arrange, interleave, multiply};
-
-bool amx_usable() {
-    // Linux hands out the tiles' state on request (ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA), for all threads.
-    constexpr long request = 0x1023, tile_data = 18;
-    static const bool usable = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-                               syscall(SYS_arch_prctl, request, tile_data) == 0;
-    return usable;
-}
 
 }  // namespace fourfold

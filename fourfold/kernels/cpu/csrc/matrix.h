@@ -93,7 +93,6 @@ extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAmxKernels;  // those of AVX-512, and bfloat16 products
 extern const Bf16Products kAmxProducts;
-bool amx_usable();  // and from now on allowed to this process
 #endif
 
 }  // namespace fourfold

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <string>
 
-#include "dlpack.h"
+#include "argument.h"
 #include "isa.h"
 #include "module_machine.h"
 #include "ops.h"
@@ -15,10 +15,11 @@
 namespace nb = nanobind;
 
 namespace fourfold {
-namespace {
 
-PyTypeObject* g_tensor_type = nullptr;  // torch.Tensor, kept for the life of the process
+PyTypeObject* g_tensor_type = nullptr;
 const dlpack::Exchange* g_exchange = nullptr;
+
+namespace {
 
 // Learn how torch lends memory.  False: this torch has no exchange interface that we know.
 bool bind(nb::handle tensor_type) {
@@ -34,39 +35,6 @@ bool bind(nb::handle tensor_type) {
     return true;
 }
 
-// A tensor argument, borrowed for the call.
-struct Argument : dlpack::Tensor {
-    const char* name;
-
-    Argument(nb::handle object, const char* name) : name(name) {
-        if (!g_exchange) throw nb::value_error("bind(torch.Tensor) first");
-        if (!PyObject_TypeCheck(object.ptr(), g_tensor_type))
-            throw nb::type_error((std::string(name) + " is not a tensor").c_str());
-        if (g_exchange->view(object.ptr(), this) != 0) throw nb::python_error();
-        check(device_type == dlpack::kCpu, "is not in CPU memory");
-        const bool empty = size() == 0;
-        for (index_t expected = 1, i = ndim - 1; i >= 0; expected *= shape[i--])
-            check(empty || shape[i] == 1 || strides[i] == expected, "is not contiguous");
-    }
-
-    void check(bool good, const char* complaint) const {
-        if (!good) throw nb::value_error((std::string(name) + " " + complaint).c_str());
-    }
-    bool is(dlpack::Code c, int width) const { return code == c && bits == width; }
-    index_t size() const {
-        index_t n = 1;
-        for (int i = 0; i < ndim; ++i) n *= shape[i];
-        return n;
-    }
-    index_t last() const { return shape[ndim - 1]; }
-    template <class T>
-    T* as(dlpack::Code c) const {
-        check(is(c, 8 * sizeof(T)), "has the wrong dtype");
-        return reinterpret_cast<T*>(static_cast<char*>(data) + byte_offset);
-    }
-    const std::uint8_t* bytes() const { return static_cast<const std::uint8_t*>(data) + byte_offset; }
-};
-
 // weight [count, rows, columns] or [count * rows, columns] with its scale (None if it is not packed), `count`
 // matrices in all.
 Matrix matrix(const Argument& weight, nb::handle scale_object, index_t count) {
@@ -74,7 +42,7 @@ Matrix matrix(const Argument& weight, nb::handle scale_object, index_t count) {
     Matrix m{};
     weight.check(weight.ndim >= 2, "has fewer than two dimensions");
     const bool fp4 = weight.is(Code::Int, 8), fp8 = weight.is(Code::E4M3, 8);
-    weight.check(fp4 || fp8 || weight.is(Code::BFloat, 16) || weight.is(Code::Float, 32),
+    weight.check(fp4 || fp8 || weight.is(Code::Bfloat, 16) || weight.is(Code::Float, 32),
                  "is neither FP4 (int8), FP8 (float8_e4m3fn), bfloat16 nor float32");
     m.format = fp4 ? Format::Fp4 : fp8 ? Format::Fp8 : weight.bits == 16 ? Format::Bf16 : Format::F32;
     m.columns = weight.last() * (fp4 ? 2 : 1);
@@ -96,9 +64,8 @@ Matrix matrix(const Argument& weight, nb::handle scale_object, index_t count) {
 }
 
 // x [..., columns], float32 or bfloat16.
-Rows rows_of(const Argument& x) {
-    const bool narrow = x.is(dlpack::Code::BFloat, 16);
-    x.check(narrow || x.is(dlpack::Code::Float, 32), "is neither float32 nor bfloat16");
+Activations rows_of(const Argument& x) {
+    const bool narrow = x.type() == Type::Bf16;
     const index_t columns = x.last();
     return {narrow ? nullptr : reinterpret_cast<const float*>(x.bytes()),
             narrow ? reinterpret_cast<const bf16_t*>(x.bytes()) : nullptr, columns ? x.size() / columns : 0, columns,
@@ -115,7 +82,7 @@ void py_linear(nb::handle x_object, nb::handle weight, nb::handle scale, int rou
     const Argument x(x_object, "x"), y(y_object, "y");
     const Matrix m = matrix(Argument(weight, "weight"), scale, 1);
     x.check(x.ndim >= 1 && x.last() == m.columns, "does not fit the weight");
-    const Rows rows = rows_of(x);
+    const Activations rows = rows_of(x);
     y.check(y.size() == rows.count * m.rows, "has the wrong size");
     float* to = y.as<float>(dlpack::Code::Float);
     const Rounding how = rounding_of(rounding);
@@ -130,7 +97,7 @@ void py_grouped_linear(nb::handle x_object, nb::handle weight, nb::handle scale,
     const index_t groups = x.shape[x.ndim - 2];
     const Matrix m = matrix(Argument(weight, "weight"), scale, groups);
     x.check(x.last() == m.columns, "does not fit the weight");
-    const Rows rows = rows_of(x);
+    const Activations rows = rows_of(x);
     y.check(y.size() == rows.count * m.rows, "has the wrong size");
     float* to = y.as<float>(dlpack::Code::Float);
     const Rounding how = rounding_of(rounding);
@@ -157,7 +124,7 @@ void py_experts(nb::handle x_object, nb::handle indices_object, nb::handle weigh
                     stacks.w3.columns == stacks.w1.columns && stacks.w2.rows == stacks.w1.columns &&
                     stacks.w2.columns == stacks.w1.rows,
                 "does not fit w3 and w2");
-    const Rows rows = rows_of(x);
+    const Activations rows = rows_of(x);
     const index_t n = rows.count;
     indices.check(indices.ndim == 2 && indices.shape[0] == n, "is not [N, K]");
     weights.check(weights.size() == indices.size(), "does not fit indices");
@@ -188,28 +155,6 @@ void py_experts(nb::handle x_object, nb::handle indices_object, nb::handle weigh
     }
 }
 
-// mix [..., (2+n)n], scale [3], base [(2+n)n] -> pre [..., n], post [..., n], comb [..., n, n], all f32, in place.
-// False, and nothing done: not for this n.
-bool py_stream_weights(nb::handle mix_object, nb::handle scale_object, nb::handle base_object, int iterations,
-                       float eps, nb::handle pre_object, nb::handle post_object, nb::handle comb_object) {
-    const Argument mix(mix_object, "mix"), scale(scale_object, "scale"), base(base_object, "base");
-    const Argument pre(pre_object, "pre"), post(post_object, "post"), comb(comb_object, "comb");
-    pre.check(pre.ndim >= 1 && pre.last() > 0, "has no streams");
-    const index_t n = pre.last(), tokens = pre.size() / n;
-    mix.check(mix.size() == tokens * (2 + n) * n, "does not fit pre");
-    scale.check(scale.size() == 3, "is not [3]");
-    base.check(base.size() == (2 + n) * n, "is not [(2+n)n]");
-    post.check(post.size() == tokens * n, "does not fit pre");
-    comb.check(comb.size() == tokens * n * n, "does not fit pre");
-    const StreamWeights w{scale.as<const float>(dlpack::Code::Float), base.as<const float>(dlpack::Code::Float),
-                          iterations, eps};
-    const float* from = mix.as<const float>(dlpack::Code::Float);
-    float *a = pre.as<float>(dlpack::Code::Float), *b = post.as<float>(dlpack::Code::Float),
-          *c = comb.as<float>(dlpack::Code::Float);
-    nb::gil_scoped_release release;
-    return stream_weights(w, n, from, tokens, a, b, c);
-}
-
 }  // namespace
 }  // namespace fourfold
 
@@ -218,7 +163,7 @@ NB_MODULE(_native, m) {
     m.doc() = "Native CPU kernels on packed weights; fourfold.kernels.cpu.ops is the door.";
     m.def("bind", &bind, nb::arg("tensor_type"));
     m.def("supported_isas", &supported_isas);
-    m.def("isa", [] { return std::string(kernels().name); });
+    m.def("isa", &isa);
     m.def("use_isa", &use_isa, nb::arg("name"));
     m.def("threads", [] { return ThreadPool::instance().threads(); });
     m.def("set_threads", [](int n) { ThreadPool::instance().set_threads(n); }, nb::arg("threads"));
@@ -227,6 +172,6 @@ NB_MODULE(_native, m) {
     m.def("grouped_linear", &py_grouped_linear, arg("x"), arg("weight"), arg("scale").none(), arg("rounding"), arg("y"));
     m.def("experts", &py_experts, arg("x"), arg("indices"), arg("weights"), arg("w1"), arg("s1").none(), arg("w3"),
           arg("s3").none(), arg("w2"), arg("s2").none(), arg("limit"), arg("rounding"), arg("places").none(), arg("y"));
-    m.def("stream_weights", &py_stream_weights);
+    add_tensor_ops(m);
     add_machine(m);
 }

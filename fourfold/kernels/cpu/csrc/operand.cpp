@@ -12,7 +12,7 @@ constexpr index_t kValuesAPiece = 1 << 15;
 
 // piece(first row, last row) in pieces that are worth a thread.
 template <class Piece>
-void share_rows(index_t count, index_t columns, Piece&& piece) {
+void share_values(index_t count, index_t columns, Piece&& piece) {
     const index_t rows = std::max<index_t>(1, kValuesAPiece / std::max<index_t>(1, columns));
     ThreadPool::instance().run(ceil_div(count, rows), [&](index_t i) {
         piece(i * rows, std::min(count, (i + 1) * rows));
@@ -27,7 +27,7 @@ void widen(const bf16_t* x, index_t count, float* out) {
 }
 
 // Row i of x as float32, rounded; `memory` has room for it.
-const float* rounded_row(const Rows& x, index_t i, Rounding rounding, float* memory) {
+const float* rounded_row(const Activations& x, index_t i, Rounding rounding, float* memory) {
     const float* row = x.f32 ? x.f32 + i * x.stride : memory;
     if (!x.f32) widen(x.bf16 + i * x.stride, x.columns, memory);
     if (rounding == Rounding::Fp8) {
@@ -39,7 +39,7 @@ const float* rounded_row(const Rows& x, index_t i, Rounding rounding, float* mem
 
 }  // namespace
 
-void Operand::prepare(const Rows& x, Rounding rounding, Format format, bool in_bf16) {
+void Operand::prepare(const Activations& x, Rounding rounding, Format format, bool in_bf16) {
     in_bf16_ = in_bf16;
     columns_ = x.columns;
     if (in_bf16)
@@ -48,12 +48,12 @@ void Operand::prepare(const Rows& x, Rounding rounding, Format format, bool in_b
         prepare_f32(x, rounding, format);
 }
 
-void Operand::prepare_bf16(const Rows& x, Rounding rounding, Format format) {
+void Operand::prepare_bf16(const Activations& x, Rounding rounding, Format format) {
     const index_t width = Bf16Products::width(x.columns);
     bf16_t* rows = rows_memory_.get<bf16_t>(x.count * width);
     bf16_rows_ = rows;
     bf16_stride_ = width;
-    share_rows(x.count, x.columns, [&](index_t begin, index_t end) {
+    share_values(x.count, x.columns, [&](index_t begin, index_t end) {
         thread_local Scratch wide_memory, narrow_memory;
         float* wide = wide_memory.get<float>(x.columns);
         bf16_t* narrow = narrow_memory.get<bf16_t>(x.columns);
@@ -68,12 +68,12 @@ void Operand::prepare_bf16(const Rows& x, Rounding rounding, Format format) {
     });
 }
 
-void Operand::prepare_f32(const Rows& x, Rounding rounding, Format format) {
+void Operand::prepare_f32(const Activations& x, Rounding rounding, Format format) {
     const index_t stride = packed_stride(x.columns);
     float* rows = rows_memory_.get<float>(x.count * stride);
     f32_rows_ = rows;
     f32_stride_ = stride;
-    share_rows(x.count, x.columns, [&](index_t begin, index_t end) {
+    share_values(x.count, x.columns, [&](index_t begin, index_t end) {
         thread_local Scratch scratch, narrow;
         float* memory = scratch.get<float>(x.columns);
         for (index_t i = begin; i < end; ++i) {
@@ -122,7 +122,7 @@ void Operand::gather(std::vector<Selection>& selections) {
         }
     }
     bf16_t* memory = block_memory_.get<bf16_t>(used);
-    share_rows(index_t(jobs.size()), most * columns_, [&](index_t begin, index_t end) {
+    share_values(index_t(jobs.size()), most * columns_, [&](index_t begin, index_t end) {
         for (index_t j = begin; j < end; ++j) {
             const Selection& s = *jobs[j].selection;
             const index_t first = jobs[j].block * most, count = std::min(most, s.count - first);

@@ -1,47 +1,24 @@
 // The input of matrix products, prepared: rounded, and in the order in which a kernel meets the weights.
 #pragma once
 
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "isa.h"
+#include "scratch.h"
 
 namespace fourfold {
-
-// Memory that a thread keeps between calls: no allocation in the usual one.
-class Scratch {
-public:
-    template <class T>
-    T* get(index_t count) {
-        const index_t bytes = count * index_t(sizeof(T));
-        if (bytes > size_) {
-            memory_.reset(static_cast<char*>(::operator new(bytes, kAlign)));
-            size_ = bytes;
-        }
-        return reinterpret_cast<T*>(memory_.get());
-    }
-
-private:
-    static constexpr std::align_val_t kAlign{64};
-    struct Free {
-        void operator()(char* p) const { ::operator delete(p, kAlign); }
-    };
-    std::unique_ptr<char, Free> memory_;
-    index_t size_ = 0;
-};
 
 // How the input of a product is rounded; numbers as in fourfold.kernels.formats.Rounding.
 enum class Rounding { None = 0, Bf16 = 1, Fp8 = 2 };
 
 // Rows of activations, float32 or bfloat16, row i at `stride` elements after row i - 1.
-struct Rows {
+struct Activations {
     const float* f32;
     const bf16_t* bf16;  // one of the two is null
     index_t count, columns, stride;
 
     // `n` rows from `begin` on.
-    Rows from(index_t begin, index_t n) const {
+    Activations from(index_t begin, index_t n) const {
         return {f32 ? f32 + begin * stride : nullptr, bf16 ? bf16 + begin * stride : nullptr, n, columns, stride};
     }
 };
@@ -50,7 +27,7 @@ struct Rows {
 class Operand {
 public:
     // `format`: of the matrices; `in_bf16`: for Kernels::bf16 instead of Kernels::rows.
-    void prepare(const Rows& x, Rounding rounding, Format format, bool in_bf16);
+    void prepare(const Activations& x, Rounding rounding, Format format, bool in_bf16);
 
     // The products of the listed rows (in this order) with a matrix, once `gather` has been called on the list.
     struct Selection {
@@ -64,8 +41,8 @@ public:
     void multiply(const Matrix& matrix, index_t begin, index_t end, const Selection& selection, float* const* y) const;
 
 private:
-    void prepare_bf16(const Rows& x, Rounding rounding, Format format);
-    void prepare_f32(const Rows& x, Rounding rounding, Format format);
+    void prepare_bf16(const Activations& x, Rounding rounding, Format format);
+    void prepare_f32(const Activations& x, Rounding rounding, Format format);
     const bf16_t* row_bf16(index_t i) const { return bf16_rows_ + i * bf16_stride_; }
 
     bool in_bf16_ = false;

@@ -97,7 +97,7 @@ struct Inputs {
     }
 
     // rows: of x by visit, or null where row i belongs to visit i.
-    void prepare(const std::vector<Expert>& experts, Matrix Expert::*which, const Rows& x, const index_t* rows,
+    void prepare(const std::vector<Expert>& experts, Matrix Expert::*which, const Activations& x, const index_t* rows,
                  Rounding rounding) {
         for (auto& kind : kinds) kind->selections.clear();
         of.resize(experts.size());
@@ -121,11 +121,11 @@ struct Inputs {
 
 }  // namespace
 
-void linear(const Matrix& matrix, const Rows& x, Rounding rounding, float* y) {
+void linear(const Matrix& matrix, const Activations& x, Rounding rounding, float* y) {
     grouped_linear(matrix, 1, x, rounding, y);
 }
 
-void grouped_linear(const Matrix& stack, index_t groups, const Rows& x, Rounding rounding, float* y) {
+void grouped_linear(const Matrix& stack, index_t groups, const Activations& x, Rounding rounding, float* y) {
     thread_local Operand operand;
     thread_local std::vector<Operand::Selection> kept_selections;
     thread_local std::vector<index_t> rows;
@@ -154,7 +154,7 @@ void grouped_linear(const Matrix& stack, index_t groups, const Rows& x, Rounding
     });
 }
 
-void visit_experts(const std::vector<Expert>& experts, const Visits& visits, const Gate& gate, const Rows& x,
+void visit_experts(const std::vector<Expert>& experts, const Visits& visits, const Gate& gate, const Activations& x,
                    float* y) {
     thread_local Inputs kept_first, kept_second;
     thread_local Scratch inner_memory, result_memory;

@@ -6,10 +6,10 @@
 namespace fourfold {
 
 // y [n, rows] = round(x) [n, columns] times the matrix.
-void linear(const Matrix& matrix, const Rows& x, Rounding rounding, float* y);
+void linear(const Matrix& matrix, const Activations& x, Rounding rounding, float* y);
 
 // y [n, groups, rows] = round(x) [n * groups, columns], each group times its own matrix of the stack.
-void grouped_linear(const Matrix& stack, index_t groups, const Rows& x, Rounding rounding, float* y);
+void grouped_linear(const Matrix& stack, index_t groups, const Activations& x, Rounding rounding, float* y);
 
 // One expert, and which tokens visit it: entries [begin, end) of `Visits`.
 struct Expert {
@@ -29,7 +29,7 @@ struct Gate {
 };
 
 // y [n, D] += sum over a token's visits of w2 (weight * swiglu(w1 x, w3 x)).
-void visit_experts(const std::vector<Expert>& experts, const Visits& visits, const Gate& gate, const Rows& x, float* y);
+void visit_experts(const std::vector<Expert>& experts, const Visits& visits, const Gate& gate, const Activations& x, float* y);
 
 // Experts stacked as the checkpoint has them: which token visits which.
 struct Stacks {
@@ -40,16 +40,5 @@ struct Stacks {
 // Tokens [first, first + n) of indices, weights [n, choices] join `visits`, ascending by expert.
 void route(const Stacks& stacks, const index_t* indices, const float* weights, index_t n, index_t choices,
            std::vector<Expert>& experts, Visits& visits);
-
-struct StreamWeights {
-    const float* scale;  // [3]
-    const float* base;   // [(2 + n) n]
-    int iterations;      // of Sinkhorn-Knopp
-    float eps;
-};
-
-// mix [tokens, (2 + n) n] -> pre, post [tokens, n], comb [tokens, n, n].  False: not for this n.
-bool stream_weights(const StreamWeights& w, index_t n, const float* mix, index_t tokens, float* pre, float* post,
-                    float* comb);
 
 }  // namespace fourfold
