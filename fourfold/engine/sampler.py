@@ -18,6 +18,7 @@ from fourfold.errors import RequestError
 
 _MASK = (1 << 64) - 1
 _COLDEST = 1e-30  # below it a temperature is no longer a float32; the nearest token is chosen all the same
+_PIECE = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +88,20 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     probabilities = torch.softmax(distances / max(sampling.temperature, _COLDEST), dim=-1)
     if 0 < sampling.top_k < logits.shape[-1]:
         probabilities = keep_top_k(probabilities, sampling.top_k)
-        probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+        probabilities = probabilities / _total(probabilities)
     if sampling.top_p < 1.0:
         probabilities = keep_top_p(probabilities, sampling.top_p)
     if sampling.min_p > 0.0:
         floor = sampling.min_p * probabilities.amax(dim=-1, keepdim=True)
         probabilities = torch.where(probabilities >= floor, probabilities, 0.0)
-    return probabilities / probabilities.sum(dim=-1, keepdim=True)
+    return probabilities / _total(probabilities)
+
+
+def _total(probabilities: Tensor) -> Tensor:
+    """Their sum.  [..., V] -> [..., 1].  In pieces: torch shares a longer sum among its threads, and another
+    number of threads would then round it otherwise."""
+    pieces = [piece.sum(dim=-1, keepdim=True) for piece in probabilities.split(_PIECE, dim=-1)]
+    return torch.stack(pieces).sum(dim=0)
 
 
 def keep_top_k(probabilities: Tensor, k: int) -> Tensor:

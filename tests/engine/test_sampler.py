@@ -68,6 +68,17 @@ def test_filters_leave_a_distribution():
     assert float(kept.sum()) == pytest.approx(1.0)
 
 
+def test_the_number_of_threads_changes_no_bit():
+    """Of a vocabulary as long as the published one: torch shares such sums among its threads."""
+    logits = torch.randn(40, 129_280, generator=torch.Generator().manual_seed(0)) * 3
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(torch.stack([distribution(row, Sampling(min_p=1e-6)) for row in logits]))
+    torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
 def test_samples_follow_the_distribution():
     draws = 6_000
     counts = torch.zeros(5)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fourfold.kernels import cpu, reference
 from fourfold.kernels.cpu import tensor_ops
-from fourfold.kernels.formats import FP8_BLOCK, Rounding
+from fourfold.kernels.formats import FP8_BLOCK, Rounding, decode
 
 assert cpu.native is not None, "import fourfold.kernels.cpu.ops only where fourfold.kernels.cpu.available()"
 native = cpu.native
@@ -53,9 +53,10 @@ def grouped_linear(
     x: Tensor, weight: Tensor, scale: Tensor | None, groups: int, rounding: Rounding = Rounding.NONE
 ) -> Tensor:
     rows = weight.shape[0] // groups
-    # FP8 groups that are no whole number of blocks share scales with their neighbours.
-    shares = weight.dtype == torch.float8_e4m3fn and rows % FP8_BLOCK
-    if shares or not _covers(x, weight, scale):
+    if weight.dtype == torch.float8_e4m3fn and rows % FP8_BLOCK:
+        # Groups that are no whole number of blocks share scales with their neighbours.
+        weight, scale = decode(weight, scale), None
+    if not _covers(x, weight, scale):
         return reference.grouped_linear(x, weight, scale, groups, rounding)
     y = torch.empty((*x.shape[:-1], rows), dtype=torch.float32)
     _grouped_linear(x if x.is_contiguous() else x.contiguous(), weight, scale, rounding.value, y)
