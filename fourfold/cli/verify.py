@@ -30,8 +30,8 @@ def verify(
     """Certify this machine.
 
     Every kernel against its reference, the golden vectors, and the checkpoint PATH: this device's kernels
-    against the reference, one path against another, deployed numerics against exact ones. Says what was not
-    exercised. Exits with 1 when a value is out of its bound.
+    against the reference, one path against another to the bit, deployed and fast numerics against exact ones.
+    Says what was not exercised. Exits with 1 when a value is out of its bound.
     """
     use_threads(threads)
     usable_device(device)

@@ -25,6 +25,8 @@ def test_cases_are_the_same_every_time():
 def broken(monkeypatch):
     """broken(operation): that operation returns results that are off by 1 % (choices: by one)."""
 
+    kernels.discover("cpu")  # or its first use would register the device's own over the broken one
+
     def breaks(name: str, by: float = 1.01) -> None:
         def wrong(*arguments, **options):
             got = getattr(reference, name)(*arguments, **options)
@@ -78,14 +80,33 @@ def test_a_checkpoint_is_certified(tiny_folder, broken):
     broken("swiglu", by=1.0)  # a kernel of the device's own, even where the extension is not built
     checks = judged(tiny_folder)
     assert [check for check in checks if not check.passed] == []
-    assert {check.name for check in checks} == {"finite", "indexer", "one path", "reference", "deployed"}
-    for name in ("reference", "deployed"):
+    names = {"finite", "indexer", "one path", "same bits", "reference", "deployed", "fast"}
+    assert {check.name for check in checks} == names
+    bits = [check for check in checks if check.name == "same bits"]
+    assert {check.detail.split(",")[0] for check in bits} == {"exact", "deployed", "fast"}
+    assert all(check.bound == 1.0 and "(not required)" in check.detail for check in bits)
+    for name in ("reference", "deployed", "fast"):
         details = [check.detail for check in checks if check.name == name]
         for kind in ("swa", "csa", "hca"):
             assert f"streams, {kind} blocks" in details
         for what in ("typical position", "mean KL", "same first choice"):
             assert any(what in detail for detail in details)
     assert any("random weights" in check.detail for check in checks)
+    assert any(check.name == "fast" and "over that of deployed" in check.detail for check in checks)
+
+
+def test_bits_that_follow_the_batch_are_noticed(tiny_folder, monkeypatch):
+    """An error far below every other bound, but of a device that runs all operations itself."""
+    kernels.discover("cpu")
+    table = kernels._TABLES.get("cpu", kernels._REFERENCE)
+
+    def follows(x, *arguments):
+        return table["linear"](x, *arguments) * (1 + 2**-22 * (x[..., 0].numel() % 2))
+
+    monkeypatch.setitem(kernels._TABLES, "cpu", {**table, "linear": follows})
+    monkeypatch.setitem(kernels._NOTES, "cpu", dict.fromkeys(kernels.OPERATIONS, "native"))
+    failed = [check for check in judged(tiny_folder) if not check.passed]
+    assert {check.name for check in failed} == {"same bits"}
 
 
 def test_a_wrong_kernel_shows_against_the_reference(tiny_folder, broken):

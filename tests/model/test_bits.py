@@ -2,7 +2,7 @@
 
 The native CPU kernels give every sum one order that only the token's own data decide, so here nothing is
 compared within a tolerance.  The reference leaves sums to torch, which orders them by the shape of the call:
-where the extension is missing, only tests/model/test_equivalence.py (float32 rounding) and the last test hold.
+where the extension is missing, only float32 rounding (test_equivalence.py) and the last test here hold.
 """
 
 from __future__ import annotations
