@@ -16,6 +16,9 @@ std::vector<const Kernels*> detect() {
             found.push_back(&kAvx512Kernels);
     }
 #endif
+#ifdef FOURFOLD_ARM
+    found.push_back(&kNeonKernels);
+#endif
     return found;
 }
 

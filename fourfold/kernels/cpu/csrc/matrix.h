@@ -59,5 +59,8 @@ extern const Kernels kScalarKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 #endif
+#ifdef FOURFOLD_ARM
+extern const Kernels kNeonKernels;
+#endif
 
 }  // namespace fourfold
