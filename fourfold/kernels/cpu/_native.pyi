@@ -28,14 +28,60 @@ def experts(
     y: Tensor,
     /,
 ) -> None: ...
-def stream_weights(
-    mix: Tensor,
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float, y: Tensor, /) -> None: ...
+def rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool, y: Tensor, /) -> None: ...
+def swiglu(gate: Tensor, up: Tensor, limit: float, y: Tensor, /) -> None: ...
+def hadamard(x: Tensor, y: Tensor, /) -> None: ...
+def round_fp8(x: Tensor, group: int, y: Tensor, /) -> None: ...
+def round_fp4(x: Tensor, group: int, y: Tensor, /) -> None: ...
+def pool(values: Tensor, scores: Tensor, y: Tensor, /) -> None: ...
+def route(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indices: Tensor,
+    scaling: float,
+    scores: Tensor,
+    weights: Tensor,
+    /,
+) -> None: ...
+def hc_pre(
+    streams: Tensor,
+    fn: Tensor,
     scale: Tensor,
     base: Tensor,
     iterations: int,
+    norm_eps: float,
     eps: float,
-    pre: Tensor,
+    input: Tensor,
     post: Tensor,
     comb: Tensor,
     /,
-) -> bool: ...
+) -> None: ...
+def hc_post(output: Tensor, streams: Tensor, post: Tensor, comb: Tensor, y: Tensor, /) -> None: ...
+def hc_head(
+    streams: Tensor,
+    fn: Tensor,
+    scale: Tensor,
+    base: Tensor,
+    norm_eps: float,
+    eps: float,
+    y: Tensor,
+    /,
+) -> None: ...
+def sparse_attention(
+    q: Tensor,
+    window: Tensor,
+    window_range: Tensor,
+    entries: Tensor | None,
+    entry_range: Tensor | None,
+    entry_index: Tensor | None,
+    sink: Tensor,
+    scale: float,
+    round: bool,
+    y: Tensor,
+    /,
+) -> None: ...
+def index_topk(
+    q: Tensor, weights: Tensor, keys: Tensor, visible: Tensor, indices: Tensor, /
+) -> None: ...

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fourfold.kernels import cpu, reference
+from fourfold.kernels.cpu import tensor_ops
 from fourfold.kernels.formats import FP8_BLOCK, Rounding, round_input
 
 assert cpu.native is not None, "import fourfold.kernels.cpu.ops only where fourfold.kernels.cpu.available()"
@@ -102,37 +103,12 @@ def experts(
     return y
 
 
-def hc_pre(
-    streams: Tensor,
-    fn: Tensor,
-    scale: Tensor,
-    base: Tensor,
-    *,
-    iters: int,
-    norm_eps: float,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    n = streams.shape[-2]
-    trained = torch.is_grad_enabled() and any(t.requires_grad for t in (streams, fn, scale, base))
-    if trained or n not in (2, 4):
-        return reference.hc_pre(streams, fn, scale, base, iters=iters, norm_eps=norm_eps, eps=eps)
-    mix = reference.hc_mix(streams, fn, norm_eps)
-    pre = torch.empty((*streams.shape[:-2], n))
-    post = torch.empty_like(pre)
-    comb = torch.empty((*streams.shape[:-2], n, n))
-    native.stream_weights(mix, scale, base, iters, eps, pre, post, comb)
-    return reference.weighted_sum(pre, streams), post, comb
-
-
 _COVERAGE = "native: FP4 and FP8 weights without gradients; otherwise reference"
 
 OPS: dict[str, Callable[..., Any]] = {
     "linear": linear,
     "grouped_linear": grouped_linear,
     "experts": experts,
-    "hc_pre": hc_pre,
+    **tensor_ops.OPS,
 }
-NOTES: dict[str, str] = {
-    **dict.fromkeys(OPS, _COVERAGE),
-    "hc_pre": "native: 2 or 4 streams without gradients; otherwise reference",
-}
+NOTES: dict[str, str] = {**dict.fromkeys(OPS, _COVERAGE), **tensor_ops.NOTES}

@@ -1,4 +1,4 @@
-"""kernel_test.cpp, built and run on this machine: every kernel table against the definition of its formats.
+"""kernel_test.cpp, built and run on this machine: every kernel table against definitions and the scalar one.
 
 Where there is no compiler this checks what the package then says of itself.
 """
@@ -10,6 +10,8 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+
+import pytest
 
 from fourfold.kernels import cpu
 
@@ -23,6 +25,7 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_table_of_this_machine(tmp_path: Path) -> None:
     if COMPILER is None or shutil.which("cmake") is None:
         said = cpu.describe()

@@ -6,7 +6,7 @@
 
 namespace fourfold::dlpack {
 
-enum class Code : std::uint8_t { Int = 0, UInt = 1, Float = 2, E4M3 = 10, E8M0 = 14 };
+enum class Code : std::uint8_t { Int = 0, UInt = 1, Float = 2, Bfloat = 4, E4M3 = 10, E8M0 = 14 };
 
 constexpr std::int32_t kCpu = 1;
 constexpr std::uint32_t kMajor = 1;

@@ -5,7 +5,7 @@
 
 #include <string>
 
-#include "dlpack.h"
+#include "argument.h"
 #include "isa.h"
 #include "ops.h"
 #include "thread_pool.h"
@@ -13,10 +13,11 @@
 namespace nb = nanobind;
 
 namespace fourfold {
-namespace {
 
-PyTypeObject* g_tensor_type = nullptr;  // torch.Tensor, kept for the life of the process
+PyTypeObject* g_tensor_type = nullptr;
 const dlpack::Exchange* g_exchange = nullptr;
+
+namespace {
 
 // Learn how torch lends memory.  False: this torch has no exchange interface that we know.
 bool bind(nb::handle tensor_type) {
@@ -31,39 +32,6 @@ bool bind(nb::handle tensor_type) {
     g_tensor_type = reinterpret_cast<PyTypeObject*>(tensor_type.inc_ref().ptr());
     return true;
 }
-
-// A tensor argument, borrowed for the call.
-struct Argument : dlpack::Tensor {
-    const char* name;
-
-    Argument(nb::handle object, const char* name) : name(name) {
-        if (!g_exchange) throw nb::value_error("bind(torch.Tensor) first");
-        if (!PyObject_TypeCheck(object.ptr(), g_tensor_type))
-            throw nb::type_error((std::string(name) + " is not a tensor").c_str());
-        if (g_exchange->view(object.ptr(), this) != 0) throw nb::python_error();
-        check(device_type == dlpack::kCpu, "is not in CPU memory");
-        const bool empty = size() == 0;
-        for (index_t expected = 1, i = ndim - 1; i >= 0; expected *= shape[i--])
-            check(empty || shape[i] == 1 || strides[i] == expected, "is not contiguous");
-    }
-
-    void check(bool good, const char* complaint) const {
-        if (!good) throw nb::value_error((std::string(name) + " " + complaint).c_str());
-    }
-    bool is(dlpack::Code c, int width) const { return code == c && bits == width; }
-    index_t size() const {
-        index_t n = 1;
-        for (int i = 0; i < ndim; ++i) n *= shape[i];
-        return n;
-    }
-    index_t last() const { return shape[ndim - 1]; }
-    template <class T>
-    T* as(dlpack::Code c) const {
-        check(is(c, 8 * sizeof(T)), "has the wrong dtype");
-        return reinterpret_cast<T*>(static_cast<char*>(data) + byte_offset);
-    }
-    const std::uint8_t* bytes() const { return static_cast<const std::uint8_t*>(data) + byte_offset; }
-};
 
 // weight [count, rows, columns] or [count * rows, columns] with its scale, `count` matrices in all.
 Matrix matrix(const Argument& weight, const Argument& scale, index_t count) {
@@ -145,28 +113,6 @@ void py_experts(nb::handle x_object, nb::handle indices_object, nb::handle weigh
     experts(e, from, chosen, amounts, n, indices.shape[1], to);
 }
 
-// mix [..., (2+n)n], scale [3], base [(2+n)n] -> pre [..., n], post [..., n], comb [..., n, n], all f32, in place.
-// False, and nothing done: not for this n.
-bool py_stream_weights(nb::handle mix_object, nb::handle scale_object, nb::handle base_object, int iterations,
-                       float eps, nb::handle pre_object, nb::handle post_object, nb::handle comb_object) {
-    const Argument mix(mix_object, "mix"), scale(scale_object, "scale"), base(base_object, "base");
-    const Argument pre(pre_object, "pre"), post(post_object, "post"), comb(comb_object, "comb");
-    pre.check(pre.ndim >= 1 && pre.last() > 0, "has no streams");
-    const index_t n = pre.last(), tokens = pre.size() / n;
-    mix.check(mix.size() == tokens * (2 + n) * n, "does not fit pre");
-    scale.check(scale.size() == 3, "is not [3]");
-    base.check(base.size() == (2 + n) * n, "is not [(2+n)n]");
-    post.check(post.size() == tokens * n, "does not fit pre");
-    comb.check(comb.size() == tokens * n * n, "does not fit pre");
-    const StreamWeights w{scale.as<const float>(dlpack::Code::Float), base.as<const float>(dlpack::Code::Float),
-                          iterations, eps};
-    const float* from = mix.as<const float>(dlpack::Code::Float);
-    float *a = pre.as<float>(dlpack::Code::Float), *b = post.as<float>(dlpack::Code::Float),
-          *c = comb.as<float>(dlpack::Code::Float);
-    nb::gil_scoped_release release;
-    return stream_weights(w, n, from, tokens, a, b, c);
-}
-
 }  // namespace
 }  // namespace fourfold
 
@@ -182,5 +128,5 @@ NB_MODULE(_native, m) {
     m.def("linear", &py_linear);
     m.def("grouped_linear", &py_grouped_linear);
     m.def("experts", &py_experts);
-    m.def("stream_weights", &py_stream_weights);
+    add_tensor_ops(m);
 }

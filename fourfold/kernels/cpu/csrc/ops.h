@@ -22,15 +22,4 @@ struct Experts {
 void experts(const Experts& e, const float* x, const index_t* indices, const float* weights, index_t n,
              index_t k, float* y);
 
-struct StreamWeights {
-    const float* scale;  // [3]
-    const float* base;   // [(2 + n) n]
-    int iterations;      // of Sinkhorn-Knopp
-    float eps;
-};
-
-// mix [tokens, (2 + n) n] -> pre, post [tokens, n], comb [tokens, n, n].  False: not for this n.
-bool stream_weights(const StreamWeights& w, index_t n, const float* mix, index_t tokens, float* pre, float* post,
-                    float* comb);
-
 }  // namespace fourfold

@@ -1,0 +1,276 @@
+// The operations of tensor_ops.h in the Python module: checks tensors, lets go of the GIL.  Inputs may have any
+// distance between their rows; results (y, ...) are contiguous and written in place.
+#include "argument.h"
+#include "tensor_ops.h"
+
+namespace fourfold {
+namespace {
+
+using Object = nb::handle;
+
+float* output(const Argument& y, index_t size) {
+    y.check(y.size() == size, "has the wrong size");
+    return y.as<float>(dlpack::Code::Float);
+}
+
+void* output_like(const Argument& y, const Argument& x, index_t size) {
+    y.check(y.size() == size, "has the wrong size");
+    y.check(y.type() == x.type(), "has another dtype than x");
+    return y.memory();
+}
+
+// Number of rows of x.
+index_t count_of(const Argument& x) { return x.last() ? x.size() / x.last() : 0; }
+
+void py_rms_norm(Object x_object, Object weight_object, float eps, Object y_object) {
+    const Argument x(x_object, "x", Layout::Rows), y(y_object, "y");
+    const void* weight = nullptr;
+    Type type = Type::F32;
+    if (!weight_object.is_none()) {
+        const Argument w(weight_object, "weight");
+        w.check(w.size() == x.last(), "does not fit x");
+        weight = w.memory();
+        type = w.type();
+    }
+    const Rows rows = x.rows();
+    void* to = output_like(y, x, x.size());
+    nb::gil_scoped_release release;
+    rms_norm(rows, count_of(x), x.last(), weight, type, eps, to);
+}
+
+void py_rope(Object x_object, Object cos_object, Object sin_object, bool inverse, Object y_object) {
+    const Argument x(x_object, "x", Layout::Rows), cos(cos_object, "cos"), sin(sin_object, "sin"), y(y_object, "y");
+    cos.check(cos.ndim >= 1 && 2 * cos.last() <= x.last(), "turns more than x has");
+    sin.check(sin.size() == cos.size(), "does not fit cos");
+    const index_t pairs = cos.last(), tokens = pairs ? cos.size() / pairs : 0, rows = count_of(x);
+    cos.check(tokens > 0 ? rows % tokens == 0 : rows == 0, "does not fit x");
+    const Rows from = x.rows();
+    const float *c = cos.floats(), *s = sin.floats();
+    void* to = output_like(y, x, x.size());
+    nb::gil_scoped_release release;
+    if (tokens > 0) rope(from, tokens, rows / tokens, x.last(), c, s, pairs, inverse, to);
+}
+
+void py_swiglu(Object gate_object, Object up_object, float limit, Object y_object) {
+    const Argument gate(gate_object, "gate", Layout::Rows), up(up_object, "up", Layout::Rows), y(y_object, "y");
+    up.check(up.size() == gate.size() && up.last() == gate.last() && up.type() == gate.type(), "does not fit gate");
+    const Rows g = gate.rows(), u = up.rows();
+    float* to = output(y, gate.size());
+    nb::gil_scoped_release release;
+    swiglu(g, u, count_of(gate), gate.last(), limit, to);
+}
+
+void py_hadamard(Object x_object, Object y_object) {
+    const Argument x(x_object, "x", Layout::Rows), y(y_object, "y");
+    x.check(x.last() > 0 && (x.last() & (x.last() - 1)) == 0, "has a width that is no power of two");
+    const Rows rows = x.rows();
+    void* to = output_like(y, x, x.size());
+    nb::gil_scoped_release release;
+    hadamard(rows, count_of(x), x.last(), to);
+}
+
+template <void (*round_rows)(Rows, index_t, index_t, index_t, void*)>
+void py_round(Object x_object, index_t group, Object y_object) {
+    const Argument x(x_object, "x", Layout::Rows), y(y_object, "y");
+    x.check(group > 0, "cannot be rounded in groups of none");
+    const Rows rows = x.rows();
+    void* to = output_like(y, x, x.size());
+    nb::gil_scoped_release release;
+    round_rows(rows, count_of(x), x.last(), group, to);
+}
+
+void py_pool(Object values_object, Object scores_object, Object y_object) {
+    const Argument values(values_object, "values", Layout::Rows), scores(scores_object, "scores", Layout::Rows);
+    const Argument y(y_object, "y");
+    values.check(values.ndim >= 2 && values.type() == Type::F32, "is not [..., m, C] float32");
+    scores.check(scores.type() == Type::F32 && scores.size() == values.size() && scores.last() == values.last(),
+                 "does not fit values");
+    const index_t m = values.shape[values.ndim - 2], blocks = m ? count_of(values) / m : 0;
+    const Rows v = values.rows(), s = scores.rows();
+    float* to = output(y, blocks * values.last());
+    nb::gil_scoped_release release;
+    pool(v, s, blocks, m, values.last(), to);
+}
+
+// Scores and weights of the experts; chooses them too where there is a bias, else they have been chosen.
+void py_route(Object x_object, Object weight_object, Object bias_object, Object indices_object, float scaling,
+              Object scores_object, Object weights_object) {
+    const Argument x(x_object, "x", Layout::Rows), weight(weight_object, "weight", Layout::Rows);
+    const Argument indices(indices_object, "indices"), scores(scores_object, "scores"), weights(weights_object, "weights");
+    x.check(x.ndim == 2, "is not [N, D]");
+    weight.check(weight.ndim == 2 && weight.last() == x.last(), "is not [E, D]");
+    indices.check(indices.ndim == 2 && indices.shape[0] == x.shape[0], "is not [N, K]");
+    const index_t n = x.shape[0], experts = weight.shape[0], k = indices.shape[1];
+    auto* chosen = indices.as<index_t>(dlpack::Code::Int);
+    const float* bias = nullptr;
+    if (bias_object.is_none()) {
+        for (index_t i = 0; i < n * k; ++i)
+            indices.check(chosen[i] >= 0 && chosen[i] < experts, "names an expert that does not exist");
+    } else {
+        const Argument b(bias_object, "bias");
+        b.check(b.size() == experts, "is not [E]");
+        bias = b.floats();
+        indices.check(k <= experts, "asks for more experts than there are");
+    }
+    const Rows from = x.rows(), w = weight.rows();
+    float *all = output(scores, n * experts), *amounts = output(weights, n * k);
+    nb::gil_scoped_release release;
+    route_scores(from, n, w, experts, x.last(), all);
+    if (bias) choose_experts(all, bias, n, experts, k, chosen);
+    weigh_experts(all, chosen, n, experts, k, scaling, amounts);
+}
+
+// The parts that hc_pre and hc_head have in common: n streams that make `outputs` weights.
+struct Streams {
+    Argument x, fn, scale, base;
+    index_t n, width, tokens;
+    StreamMixing mixing;
+
+    Streams(Object x_object, Object fn_object, Object scale_object, Object base_object, float norm_eps, float eps)
+        : x(x_object, "streams"), fn(fn_object, "fn"), scale(scale_object, "scale"), base(base_object, "base") {
+        x.check(x.ndim >= 2 && x.size() > 0, "is not [..., n, D]");
+        n = x.shape[x.ndim - 2];
+        width = x.last();
+        tokens = x.size() / (n * width);
+        x.check(n <= kMostStreams, "has too many streams");
+        mixing = {fn.floats(), scale.floats(), base.floats(), 0, norm_eps, eps};
+    }
+    void expect(index_t outputs, index_t scales) const {
+        fn.check(fn.size() == outputs * n * width, "does not fit streams");
+        scale.check(scale.size() == scales, "has the wrong size");
+        base.check(base.size() == outputs, "does not fit streams");
+    }
+    Rows rows() const { return {x.memory(), x.type(), n * width}; }
+};
+
+void py_hc_pre(Object streams, Object fn, Object scale, Object base, int iterations, float norm_eps, float eps,
+               Object input_object, Object post_object, Object comb_object) {
+    Streams s(streams, fn, scale, base, norm_eps, eps);
+    const Argument input(input_object, "input"), post(post_object, "post"), comb(comb_object, "comb");
+    s.expect((2 + s.n) * s.n, 3);
+    s.mixing.iterations = iterations;
+    void* in = output_like(input, s.x, s.tokens * s.width);
+    float *back = output(post, s.tokens * s.n), *matrix = output(comb, s.tokens * s.n * s.n);
+    nb::gil_scoped_release release;
+    hc_pre(s.rows(), s.tokens, s.n, s.width, s.mixing, in, back, matrix);
+}
+
+void py_hc_head(Object streams, Object fn, Object scale, Object base, float norm_eps, float eps, Object y_object) {
+    const Streams s(streams, fn, scale, base, norm_eps, eps);
+    const Argument y(y_object, "y");
+    s.expect(s.n, 1);
+    void* to = output_like(y, s.x, s.tokens * s.width);
+    nb::gil_scoped_release release;
+    hc_head(s.rows(), s.tokens, s.n, s.width, s.mixing, to);
+}
+
+void py_hc_post(Object output_object, Object streams_object, Object post_object, Object comb_object,
+                Object y_object) {
+    const Argument out(output_object, "output"), x(streams_object, "streams"), post(post_object, "post");
+    const Argument comb(comb_object, "comb"), y(y_object, "y");
+    x.check(x.ndim >= 2 && x.size() > 0, "is not [..., n, D]");
+    const index_t n = x.shape[x.ndim - 2], width = x.last(), tokens = x.size() / (n * width);
+    out.check(out.size() == tokens * width && out.type() == x.type(), "does not fit streams");
+    post.check(post.size() == tokens * n, "does not fit streams");
+    comb.check(comb.size() == tokens * n * n, "does not fit streams");
+    const float *p = post.floats(), *c = comb.floats();
+    void* to = output_like(y, x, x.size());
+    nb::gil_scoped_release release;
+    hc_post(out.memory(), x.memory(), x.type(), tokens, n, width, p, c, to);
+}
+
+// A buffer [B, rows, width] whose sequences and rows may lie apart.
+Buffer buffer(const Argument& b, index_t batch, index_t width) {
+    b.check(b.ndim == 3 && b.shape[0] == batch && b.last() == width, "does not fit q");
+    return {{b.memory(), b.type(), b.strides[1]}, b.strides[0]};
+}
+
+// ranges [B, T, 2], each empty or within 0 .. count.
+const index_t* ranges(const Argument& r, index_t queries, index_t count) {
+    r.check(r.size() == 2 * queries, "is not [B, T, 2]");
+    const index_t* p = r.integers();
+    for (index_t i = 0; i < queries; ++i)
+        r.check(p[2 * i] >= p[2 * i + 1] || (p[2 * i] >= 0 && p[2 * i + 1] <= count), "names rows that do not exist");
+    return p;
+}
+
+void py_sparse_attention(Object q_object, Object window_object, Object window_range, Object entries_object,
+                         Object entry_range, Object entry_index, Object sink_object, float scale, bool round,
+                         Object y_object) {
+    const Argument q(q_object, "q", Layout::Rows), window(window_object, "window", Layout::Rows);
+    const Argument sink(sink_object, "sink"), y(y_object, "y");
+    q.check(q.ndim == 4, "is not [B, T, H, C]");
+    Attention a{};
+    a.q = q.rows();
+    a.batch = q.shape[0], a.tokens = q.shape[1], a.heads = q.shape[2], a.width = q.shape[3];
+    a.window = a.entries = buffer(window, a.batch, a.width);
+    const index_t queries = a.batch * a.tokens;
+    a.window_range = ranges(Argument(window_range, "window_range"), queries, window.shape[1]);
+    if (!entries_object.is_none()) {
+        const Argument entries(entries_object, "entries", Layout::Rows);
+        a.entries = buffer(entries, a.batch, a.width);
+        if (!entry_index.is_none()) {
+            const Argument index(entry_index, "entry_index");
+            index.check(index.ndim == 3 && index.shape[0] == a.batch && index.shape[1] == a.tokens,
+                        "is not [B, T, K]");
+            a.entry_index = index.integers();
+            a.choices = index.shape[2];
+            for (index_t i = 0; i < queries * a.choices; ++i)
+                index.check(a.entry_index[i] < entries.shape[1], "names entries that do not exist");
+        } else if (!entry_range.is_none()) {
+            a.entry_range = ranges(Argument(entry_range, "entry_range"), queries, entries.shape[1]);
+        }
+    }
+    sink.check(sink.size() == a.heads, "is not [H]");
+    a.sink = sink.floats();
+    a.scale = scale;
+    a.round = round;
+    void* to = output_like(y, q, q.size());
+    nb::gil_scoped_release release;
+    sparse_attention(a, to);
+}
+
+void py_index_topk(Object q_object, Object weights_object, Object keys_object, Object visible_object,
+                   Object indices_object) {
+    const Argument q(q_object, "q", Layout::Rows), weights(weights_object, "weights");
+    const Argument keys(keys_object, "keys", Layout::Rows), indices(indices_object, "indices");
+    q.check(q.ndim == 4, "is not [B, T, H, C]");
+    IndexChoice c{};
+    c.q = q.rows();
+    c.batch = q.shape[0], c.tokens = q.shape[1], c.heads = q.shape[2], c.width = q.shape[3];
+    const index_t queries = c.batch * c.tokens;
+    weights.check(weights.size() == queries * c.heads, "is not [B, T, H]");
+    c.weights = weights.memory();
+    c.weight_type = weights.type();
+    c.keys = buffer(keys, c.batch, c.width);
+    c.visible = ranges(Argument(visible_object, "visible"), queries, keys.shape[1]);
+    indices.check(indices.ndim == 3 && indices.shape[0] == c.batch && indices.shape[1] == c.tokens,
+                  "is not [B, T, k]");
+    c.k = indices.last();
+    auto* to = indices.as<index_t>(dlpack::Code::Int);
+    nb::gil_scoped_release release;
+    index_topk(c, to);
+}
+
+}  // namespace
+
+void add_tensor_ops(nb::module_& m) {
+    const nb::arg given;
+    const auto maybe = nb::arg().none();
+    m.def("rms_norm", &py_rms_norm, given, maybe, given, given);
+    m.def("rope", &py_rope);
+    m.def("swiglu", &py_swiglu);
+    m.def("hadamard", &py_hadamard);
+    m.def("round_fp8", &py_round<round_fp8>);
+    m.def("round_fp4", &py_round<round_fp4>);
+    m.def("pool", &py_pool);
+    m.def("route", &py_route, given, given, maybe, given, given, given, given);
+    m.def("hc_pre", &py_hc_pre);
+    m.def("hc_post", &py_hc_post);
+    m.def("hc_head", &py_hc_head);
+    m.def("sparse_attention", &py_sparse_attention, given, given, given, maybe, maybe, maybe, given, given, given,
+          given);
+    m.def("index_topk", &py_index_topk);
+}
+
+}  // namespace fourfold

@@ -1,0 +1,204 @@
+#include "tensor_ops.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "scratch.h"
+#include "sharing.h"
+
+namespace fourfold {
+namespace {
+
+void* row_of(void* y, Type type, index_t element) {
+    return static_cast<char*>(y) + element * (type == Type::F32 ? 4 : 2);
+}
+
+// x as contiguous float rows, in scratch unless it already is.
+Rows as_float(Rows x, index_t n, index_t width, Scratch& scratch) {
+    if (x.type == Type::F32) return x;
+    float* wide = scratch.floats(n * width);
+    for (index_t i = 0; i < n; ++i)
+        vector_kernels().widen(x.at(i), x.type, width, false, wide + i * width);
+    return {wide, Type::F32, width};
+}
+
+bool is_nan(float v) { return v != v; }
+
+// The mixing product of some tokens, each divided by the rms of its streams -> mix [tokens, outputs].
+void mix_streams(Rows streams, index_t tokens, index_t length, const StreamMixing& mixing, index_t outputs,
+                 float* mix) {
+    thread_local Scratch wide_memory, chains;
+    const VectorKernels& v = vector_kernels();
+    const Rows x = as_float(streams, tokens, length, wide_memory);
+    v.dots(x, tokens, {mixing.fn, Type::F32, length}, outputs, length, chains.floats(kDotsScratch), mix, outputs);
+    for (index_t t = 0; t < tokens; ++t) {
+        const float factor = 1.f / std::sqrt(v.mean_square(x.at(t), Type::F32, length) + mixing.norm_eps);
+        for (index_t i = 0; i < outputs; ++i) mix[t * outputs + i] *= factor;
+    }
+}
+
+// Tokens whose streams stay in the cache between the product and the weighted sum.
+constexpr index_t kTokensAPiece = 16;
+
+template <class Piece>
+void share_tokens(index_t tokens, index_t work, Piece&& piece) {
+    share_rows(ceil_div(tokens, kTokensAPiece), work, [&](index_t begin, index_t end) {
+        for (index_t i = begin; i < end; ++i)
+            piece(i * kTokensAPiece, std::min(kTokensAPiece, tokens - i * kTokensAPiece));
+    });
+}
+
+}  // namespace
+
+void rms_norm(Rows x, index_t n, index_t width, const void* weight, Type weight_type, float eps, void* y) {
+    const VectorKernels& v = vector_kernels();
+    share_rows(n, n * width, [&](index_t begin, index_t end) {
+        v.rms_norm(x.from(begin), end - begin, width, weight, weight_type, eps, row_of(y, x.type, begin * width));
+    });
+}
+
+void rope(Rows x, index_t tokens, index_t heads, index_t width, const float* cos, const float* sin, index_t pairs,
+          bool inverse, void* y) {
+    const VectorKernels& v = vector_kernels();
+    share_rows(tokens, tokens * heads * width, [&](index_t begin, index_t end) {
+        thread_local Scratch scratch;
+        v.rope(x.from(begin * heads), end - begin, heads, width, cos + begin * pairs, sin + begin * pairs, pairs,
+               inverse, scratch.floats(4 * pairs), row_of(y, x.type, begin * heads * width));
+    });
+}
+
+void swiglu(Rows gate, Rows up, index_t n, index_t width, float limit, float* y) {
+    const VectorKernels& v = vector_kernels();
+    share_rows(n, 4 * n * width, [&](index_t begin, index_t end) {
+        v.swiglu(gate.from(begin), up.from(begin), end - begin, width, limit, y + begin * width);
+    });
+}
+
+void hadamard(Rows x, index_t n, index_t width, void* y) {
+    const VectorKernels& v = vector_kernels();
+    share_rows(n, 2 * n * width, [&](index_t begin, index_t end) {
+        thread_local Scratch scratch;
+        v.hadamard(x.from(begin), end - begin, width, scratch.floats(width), row_of(y, x.type, begin * width));
+    });
+}
+
+void round_fp8(Rows x, index_t n, index_t width, index_t group, void* y) {
+    const VectorKernels& v = vector_kernels();
+    share_rows(n, 2 * n * width, [&](index_t begin, index_t end) {
+        v.round_fp8(x.from(begin), end - begin, width, group, row_of(y, x.type, begin * width));
+    });
+}
+
+void round_fp4(Rows x, index_t n, index_t width, index_t group, void* y) {
+    const VectorKernels& v = vector_kernels();
+    share_rows(n, 2 * n * width, [&](index_t begin, index_t end) {
+        v.round_fp4(x.from(begin), end - begin, width, group, row_of(y, x.type, begin * width));
+    });
+}
+
+void pool(Rows values, Rows scores, index_t blocks, index_t m, index_t width, float* y) {
+    const VectorKernels& v = vector_kernels();
+    share_rows(blocks, 4 * blocks * m * width, [&](index_t begin, index_t end) {
+        v.pool(values.from(begin * m), scores.from(begin * m), end - begin, m, width, y + begin * width);
+    });
+}
+
+void dots(Rows x, index_t n, Rows w, index_t outputs, index_t width, float* y) {
+    thread_local Scratch wide_memory;
+    const VectorKernels& v = vector_kernels();
+    const Rows from = as_float(x, n, width, wide_memory);
+    const auto some = [&](index_t i, index_t rows, index_t o, index_t count) {
+        thread_local Scratch chains;
+        v.dots(from.from(i), rows, w.from(o), count, width, chains.floats(kDotsScratch), y + i * outputs + o,
+               outputs);
+    };
+    // Few rows of x: the weight is read once, each thread a part of it.  Many: each thread some of them.
+    if (n <= kDotsX)
+        share_rows(ceil_div(outputs, kDotsW), n * outputs * width, [&](index_t begin, index_t end) {
+            some(0, n, begin * kDotsW, std::min(end * kDotsW, outputs) - begin * kDotsW);
+        });
+    else
+        share_rows(ceil_div(n, kDotsX), n * outputs * width, [&](index_t begin, index_t end) {
+            some(begin * kDotsX, std::min(end * kDotsX, n) - begin * kDotsX, 0, outputs);
+        });
+}
+
+void route_scores(Rows x, index_t n, Rows weight, index_t experts, index_t width, float* scores) {
+    dots(x, n, weight, experts, width, scores);
+    vector_kernels().sqrt_softplus(scores, n * experts);
+}
+
+void choose_experts(const float* scores, const float* bias, index_t n, index_t experts, index_t k,
+                    index_t* indices) {
+    thread_local Scratch memory;
+    float* best = memory.floats(k);
+    for (; n > 0; --n, scores += experts, indices += k) {
+        index_t held = 0;
+        for (index_t e = 0; e < experts; ++e) {
+            const float score = scores[e] + bias[e];
+            // A NaN comes first: it must be seen in the result.
+            const auto better = [&](float other) { return score > other || (is_nan(score) && !is_nan(other)); };
+            if (held == k && !(k > 0 && better(best[k - 1]))) continue;
+            index_t place = held < k ? held++ : k - 1;
+            for (; place > 0 && better(best[place - 1]); --place) {
+                best[place] = best[place - 1];
+                indices[place] = indices[place - 1];
+            }
+            best[place] = score;
+            indices[place] = e;
+        }
+    }
+}
+
+void weigh_experts(const float* scores, const index_t* indices, index_t n, index_t experts, index_t k,
+                   float scaling, float* weights) {
+    for (; n > 0; --n, scores += experts, indices += k, weights += k) {
+        float sum = 0.f;
+        for (index_t i = 0; i < k; ++i) sum += scores[indices[i]];
+        for (index_t i = 0; i < k; ++i) weights[i] = scores[indices[i]] / sum * scaling;
+    }
+}
+
+void hc_pre(Rows streams, index_t tokens, index_t n, index_t width, const StreamMixing& mixing, void* input,
+            float* post, float* comb) {
+    const VectorKernels& v = vector_kernels();
+    const index_t outputs = (2 + n) * n, length = n * width;
+    share_tokens(tokens, tokens * outputs * length, [&](index_t begin, index_t count) {
+        thread_local Scratch memory;
+        float* mix = memory.floats(kTokensAPiece * (outputs + n) + 16 * outputs);
+        float *pre = mix + kTokensAPiece * outputs, *lanes = pre + kTokensAPiece * n;
+        const Rows x = streams.from(begin);
+        mix_streams(x, count, length, mixing, outputs, mix);
+        v.stream_weights(mixing, n, mix, count, lanes, pre, post + begin * n, comb + begin * n * n);
+        for (index_t t = 0; t < count; ++t)
+            v.weighted_sum(pre + t * n, x.at(t), x.type, n, width, row_of(input, x.type, (begin + t) * width));
+    });
+}
+
+void hc_head(Rows streams, index_t tokens, index_t n, index_t width, const StreamMixing& mixing, void* y) {
+    const VectorKernels& v = vector_kernels();
+    share_tokens(tokens, tokens * n * n * width, [&](index_t begin, index_t count) {
+        thread_local Scratch memory;
+        float* mix = memory.floats((kTokensAPiece + 1) * n);
+        float* pre = mix + kTokensAPiece * n;
+        const Rows x = streams.from(begin);
+        mix_streams(x, count, n * width, mixing, n, mix);
+        for (index_t t = 0; t < count; ++t) {
+            v.head_weights(mixing, n, mix + t * n, pre);
+            v.weighted_sum(pre, x.at(t), x.type, n, width, row_of(y, x.type, (begin + t) * width));
+        }
+    });
+}
+
+void hc_post(const void* output, const void* streams, Type type, index_t tokens, index_t n, index_t width,
+             const float* post, const float* comb, void* y) {
+    const VectorKernels& v = vector_kernels();
+    const Rows out{output, type, width}, x{streams, type, n * width};
+    share_rows(tokens, 2 * tokens * n * width, [&](index_t begin, index_t end) {
+        for (index_t t = begin; t < end; ++t)
+            v.hc_post(out.at(t), x.at(t), type, post + t * n, comb + t * n * n, n, width,
+                      row_of(y, type, t * n * width));
+    });
+}
+
+}  // namespace fourfold
