@@ -50,6 +50,9 @@ std::vector<Isa> detect() {
         }
     }
 #endif
+#ifdef FOURFOLD_ARM
+    found.push_back({&kNeonKernels, &kNeonVectors});
+#endif
     return found;
 }
 

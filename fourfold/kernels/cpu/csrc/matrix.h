@@ -94,5 +94,8 @@ extern const Kernels kAvx512Kernels;
 extern const Kernels kAmxKernels;  // those of AVX-512, and bfloat16 products
 extern const Bf16Products kAmxProducts;
 #endif
+#ifdef FOURFOLD_ARM
+extern const Kernels kNeonKernels;
+#endif
 
 }  // namespace fourfold

@@ -122,5 +122,8 @@ extern const VectorKernels kAvx2Vectors;
 extern const VectorKernels kAvx512Vectors;
 extern const VectorKernels kAmxVectors;  // AVX-512's, and matrix units for bf16
 #endif
+#ifdef FOURFOLD_ARM
+extern const VectorKernels kNeonVectors;
+#endif
 
 }  // namespace fourfold
