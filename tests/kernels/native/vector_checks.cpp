@@ -226,9 +226,9 @@ void check_attention(index_t count, index_t width) {
     for (bool rounded : {false, true})
         check(rounded ? "attend with bf16 weights" : "attend", count, heads, width, rounded ? 8e-3 : 5e-6,
               [&](const VectorKernels& k, index_t first, index_t n, float* y) {
-                  std::vector<float> scores(n * scores_stride(count));
+                  std::vector<float> scores(n * scores_stride(count)), slice(kSliceRows * kSliceWidth);
                   k.attend({&q[first * width], rows.data(), count, n, width, &sink[first], 0.3f, rounded,
-                            scores.data(), y});
+                            scores.data(), slice.data(), y});
               });
 }
 

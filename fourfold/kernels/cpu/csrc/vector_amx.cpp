@@ -168,15 +168,11 @@ void pack_values(const NarrowQuery& query, std::uint32_t* packed) {
     const auto row = [&](index_t r, index_t c) {
         return r < query.count ? _mm512_loadu_si512(query.rows[r] + c) : _mm512_setzero_si512();
     };
-    for (index_t g = 0; g < groups; ++g) {
-        for (index_t i = 0; i < 16; ++i) {
-            const index_t r = 32 * g + 2 * i;
-            for (index_t c = 0; c < query.width; c += 32) {
-                const __m512i a = row(r, c), b = row(r + 1, c);
-                std::uint32_t* to = packed + (c / 16 * groups + g) * 256 + 16 * i;
-                _mm512_storeu_si512(to, _mm512_permutex2var_epi16(a, first, b));
-                _mm512_storeu_si512(to + groups * 256, _mm512_permutex2var_epi16(a, second, b));
-            }
+    for (index_t c = 0; c < query.width; c += 32, packed += groups * 512) {
+        for (index_t i = 0; i < groups * 16; ++i) {
+            const __m512i a = row(2 * i, c), b = row(2 * i + 1, c);
+            _mm512_storeu_si512(packed + 16 * i, _mm512_permutex2var_epi16(a, first, b));
+            _mm512_storeu_si512(packed + (groups * 16 + i) * 16, _mm512_permutex2var_epi16(a, second, b));
         }
     }
 }
