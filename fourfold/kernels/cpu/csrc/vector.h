@@ -120,7 +120,9 @@ extern const VectorKernels kScalarVectors;
 #ifdef FOURFOLD_X86
 extern const VectorKernels kAvx2Vectors;
 extern const VectorKernels kAvx512Vectors;
+#ifdef FOURFOLD_AMX
 extern const VectorKernels kAmxVectors;  // AVX-512's, and matrix units for bf16
+#endif
 #endif
 #ifdef FOURFOLD_ARM
 extern const VectorKernels kNeonVectors;
