@@ -3,15 +3,20 @@
 #   make run                        chat with the shipped model (on a terminal)
 #   make run PROMPT="Once upon a"   print one answer
 #   make test | lint | types | format
+#   make test-neon                  the kernels for aarch64, cross-compiled and emulated
 #
 # PYTHON       the interpreter that .venv is made from (3.11 or newer)
 # TORCH        the torch requirement for .venv
 # TORCH_INDEX  where pip looks for it besides its own index; the default has CPU builds, so that no CUDA
 #              packages come along.  Name another (…/whl/cu130) for another build, or leave empty for none.
+# ARM_CXX      compiler and emulator of test-neon
+# ARM_RUN
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+ARM_CXX ?= aarch64-linux-gnu-g++
+ARM_RUN ?= qemu-aarch64-static
 PROMPT ?=
 export PROMPT
 
@@ -24,7 +29,7 @@ READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard fourfold/kernels/cpu/csrc/*)
 
-.PHONY: run test lint types format clean
+.PHONY: run test test-neon lint types format clean
 
 run: $(READY)
 	@if [ -z "$$PROMPT" ] && [ -t 0 ] && [ -t 1 ]; then $(BIN)/fourfold chat; \
@@ -32,6 +37,13 @@ run: $(READY)
 
 test: $(DEV)
 	$(BIN)/python -m pytest $(PYTEST)
+
+# Linked statically, so that the emulator needs no aarch64 system around it.
+test-neon:
+	cmake -S . -B build/neon -DCMAKE_BUILD_TYPE=Release -DFOURFOLD_KERNEL_TEST=ON -DCMAKE_SYSTEM_NAME=Linux \
+	-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM_CXX) -DCMAKE_EXE_LINKER_FLAGS=-static
+	cmake --build build/neon
+	$(ARM_RUN) build/neon/kernel_test
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .

@@ -63,9 +63,11 @@ def load(
 
 def _tiered(model: Transformer, tiers: Plan, copy_in: str | Path | None) -> TieredExperts:
     """Slots in the place of the model's experts, and what fills them; says so on stderr."""
+    if copy_in is None:
+        say(f"{tiers}; a page-aligned expert copy would be read faster")
+        return TieredExperts(model, tiers.table, tiers.slots)
     say(str(tiers))
-    table = tiers.table if copy_in is None else copied(tiers.table, Path(copy_in))
-    return TieredExperts(model, table, tiers.slots)
+    return TieredExperts(model, copied(tiers.table, Path(copy_in)), tiers.slots)
 
 
 def usable_device(name: str | torch.device) -> torch.device:

@@ -142,6 +142,8 @@ def _rope(draw: Draw) -> Iterator[Case]:
         for shape in ((2, 7, 3, 128), (2, 7, 128)):
             arguments = (draw.normal(*shape), angles.cos(), angles.sin(), inverse)
             yield Case("rope", f"{len(shape)} dims{', inverse' if inverse else ''}", arguments, F32)
+    x = draw.normal(2, 7, 3, 128, dtype=torch.bfloat16)
+    yield Case("rope", "bfloat16", (x, angles.cos(), angles.sin(), False), BF16)
 
 
 def _pool(draw: Draw) -> Iterator[Case]:
@@ -154,6 +156,7 @@ def _pool(draw: Draw) -> Iterator[Case]:
 def _hadamard(draw: Draw) -> Iterator[Case]:
     for width in (32, 128):
         yield Case("hadamard", f"width {width}", (draw.normal(3, 5, width),), F32)
+    yield Case("hadamard", "bfloat16", (draw.normal(3, 5, 128, dtype=torch.bfloat16),), BF16)
 
 
 def _index_topk(draw: Draw) -> Iterator[Case]:
@@ -164,6 +167,8 @@ def _index_topk(draw: Draw) -> Iterator[Case]:
         visible = torch.tensor([[[0, entries - tokens + t + 1] for t in range(tokens)]])
         label = f"{k} of {entries}, {tokens} queries, ties"
         yield Case("index_topk", label, (q, weights, keys, visible, k), SAME)
+        half = (q.to(torch.bfloat16), weights, keys.to(torch.bfloat16), visible, k)
+        yield Case("index_topk", f"{label}, bfloat16", half, SAME)
 
 
 def _sparse_attention(draw: Draw) -> Iterator[Case]:
@@ -183,6 +188,9 @@ def _sparse_attention(draw: Draw) -> Iterator[Case]:
             yield Case("sparse_attention", label, arguments, bound)
             rounded = (*arguments, Rounding.BF16)
             yield Case("sparse_attention", f"{label}, bf16 products", rounded, FLIPS)
+        # The cache is bf16 and the queries are not.
+        mixed = (q.float(), *arguments[1:], Rounding.BF16)
+        yield Case("sparse_attention", f"{source}, float32 queries of bfloat16, bf16 products", mixed, FLIPS)
 
 
 def _choices(draw: Draw, tokens: int, entries: int) -> Tensor:
@@ -202,9 +210,13 @@ def _hyper_connections(draw: Draw) -> Iterator[Case]:
         label = f"{batch} x {tokens} tokens"
         options = {"norm_eps": 1e-6, "eps": 1e-6}
         yield Case("hc_pre", label, mixing, F32, {"iters": 20, **options})
+        half = (streams.to(torch.bfloat16), *mixing[1:])
+        yield Case("hc_pre", f"{label}, bfloat16", half, BF16, {"iters": 20, **options})
         comb = draw.normal(batch, tokens, n, n).softmax(-1)
         output = draw.normal(batch, tokens, width)
         yield Case("hc_post", label, (output, streams, draw.normal(batch, tokens, n), comb), F32)
+        half = (output.to(torch.bfloat16), streams.to(torch.bfloat16), draw.normal(batch, tokens, n), comb)
+        yield Case("hc_post", f"{label}, bfloat16", half, BF16)
         head = (streams, draw.normal(n, n * width) / 8, draw.normal(1), draw.normal(n))
         yield Case("hc_head", label, head, F32, options)
 

@@ -8,10 +8,11 @@ waits for it, so nothing half read is ever used.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterator
 
 import numpy as np
 
+from fourfold.errors import CheckpointError
 from fourfold.tiers.policy import NextUse
 from fourfold.tiers.queue import Read, ReadQueue
 from fourfold.tiers.reader import Bytes
@@ -50,9 +51,10 @@ class ExpertCache:
     def ready(self, expert: int) -> bool:
         return bool(self.slot[expert] != _EMPTY) and expert not in self._reads
 
-    def forget_wishes(self, experts: Iterable[int] | None = None) -> None:
+    def forget_wishes(self, experts: Container[int] | None = None) -> None:
         """These are wanted no more in this forward (None: nothing is); reads ahead not begun are dropped."""
-        for expert in list(self._wanted if experts is None else self._wanted.intersection(experts)):
+        # The wishes are few; `experts` may be a range over all layers.
+        for expert in [e for e in self._wanted if experts is None or e in experts]:
             self._wanted.discard(expert)
             read = self._reads.get(expert)
             if read is not None and read.rank > 0 and self.queue.drop(read):
@@ -107,12 +109,16 @@ class ExpertCache:
     def wait(self, expert: int) -> bool:
         """Until it is ready, or something else has changed; raises what kept it from being read.
 
-        False: it is not ready; ask for it (again).
+        False: it is not ready; ask for it (again).  CheckpointError: reading has ended for good.
         """
         if error := self._errors.pop(expert, None):
             raise error
         if self.ready(expert):
             return True
+        if self.queue.closed:
+            raise CheckpointError(
+                "the experts of this model are closed (tiers.close()); load the model again"
+            )
         begun = time.perf_counter()
         try:
             self.changed.wait()

@@ -40,7 +40,7 @@ class ReadQueue:
         self._buffer, self._fill, self._done = buffer, fill, done
         self._heap: list[Read] = []
         self._numbers = itertools.count()
-        self._closed = False
+        self.closed = False
         for number in range(threads):
             threading.Thread(target=self._work, name=f"fourfold-read-{number}", daemon=True).start()
 
@@ -69,7 +69,7 @@ class ReadQueue:
         They are not waited for: this may run in any of them, when the garbage is collected.
         """
         with self.changed:
-            self._closed = True
+            self.closed = True
             self.changed.notify_all()
 
     def _work(self) -> None:
@@ -89,7 +89,7 @@ class ReadQueue:
             while True:
                 while self._heap and self._heap[0].dropped:
                     heapq.heappop(self._heap)
-                if self._closed:
+                if self.closed:
                     return None
                 if self._heap:
                     read = heapq.heappop(self._heap)

@@ -125,7 +125,7 @@ class _Layer:
                     places = self._places(ready)
                 yield places
                 with cache.changed:
-                    cache.forget_wishes(ready)
+                    cache.forget_wishes(set(ready))
                 todo = todo[len(ready) :]
 
     def _read_ahead(self, experts: list[int], tokens: int) -> None:

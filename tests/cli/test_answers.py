@@ -87,7 +87,7 @@ def test_thinking_goes_to_stderr(run, tiny_folder):
     [("tokenizer.json", "{"), ("generation_config.json", "{"), ("generation_config.json", '{"top_p": 7}')],
 )
 def test_small_files_are_read_before_the_weights(run, tiny_folder, tmp_path, monkeypatch, name, text):
-    monkeypatch.setattr("fourfold.loading.read_checkpoint", lambda *_: pytest.fail("the weights were read"))
+    monkeypatch.setattr("fourfold.loading.read_items", lambda *_: pytest.fail("the weights were read"))
     folder = shutil.copytree(tiny_folder, tmp_path / "broken")
     (folder / name).write_text(text)
     for words in (("generate", "x", "-m", folder), ("chat", folder)):

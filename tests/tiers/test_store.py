@@ -195,3 +195,10 @@ def test_threads_end_and_files_close_with_the_model(tiny_folder):
     for thread in threads:
         thread.join(5)
     assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_closed_model_says_so(tiered, tiny_folder, ids):
+    model = tiered(tiny_folder, 6)
+    model.tiers.close()
+    with pytest.raises(CheckpointError, match="load the model again"):
+        model(ids)

@@ -2,10 +2,8 @@
 
 #include <atomic>
 
-#ifdef FOURFOLD_X86
+#ifdef FOURFOLD_AMX
 #include <cpuid.h>
-#endif
-#if defined(FOURFOLD_X86) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -22,18 +20,14 @@ struct Isa {
     const VectorKernels* vectors;
 };
 
-#ifdef FOURFOLD_X86
+#ifdef FOURFOLD_AMX
 // AMX with bf16, which Linux lets a process use that asks for it.
 bool have_matrix_units() {
-#ifdef __linux__
     unsigned a, b, c, d = 0;
     constexpr unsigned bf16_bit = 1u << 22, tile_bit = 1u << 24;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & bf16_bit) || !(d & tile_bit)) return false;
     constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
-#else
-    return false;
-#endif
 }
 #endif
 
@@ -46,9 +40,14 @@ std::vector<Isa> detect() {
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
             found.push_back({"avx512", &kAvx512Kernels, &kAvx512Vectors});
+#ifdef FOURFOLD_AMX
             if (have_matrix_units()) found.push_back({"amx", &kAmxKernels, &kAmxVectors});
+#endif
         }
     }
+#endif
+#ifdef FOURFOLD_ARM
+    found.push_back({"neon", &kNeonKernels, &kNeonVectors});
 #endif
     return found;
 }

@@ -1,5 +1,5 @@
 // The matrix-vector product for one instruction set, as a template over its vector type `S`.
-// Included by kernel_scalar.cpp, kernel_avx2.cpp and kernel_avx512.cpp, each with its own flags, hence the
+// Included by the kernel_*.cpp, each with its own flags, hence the
 // unnamed namespace: an inline function compiled for AVX-512 must never be linked into the scalar build.
 //
 // S provides: lanes, F with zero/load/broadcast/fma/sum,

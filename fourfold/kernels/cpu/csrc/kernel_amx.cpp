@@ -58,13 +58,21 @@ void configure(const Widths& w) {
 // A slab of the matrix on its way through the columns.
 struct Slab {
     const Matrix& matrix;
-    index_t row, count;  // first row, rows that exist (the others count as zero)
+    index_t end;         // of the rows at hand
+    index_t row, count;  // first row, rows that exist
     bool odd[kSlab];     // rows with NaNs or scales beyond bfloat16: another kernel computes those
+    bool any_odd;
     alignas(64) std::uint16_t fp4_bias[kSlab][kDepth / kFp4Group];  // what to take off the table's entries
 
-    Slab(const Matrix& m, index_t row, index_t end) : matrix(m), row(row), count(std::min(kSlab, end - row)) {
+    Slab(const Matrix& m, index_t row, index_t end) : matrix(m), end(end) { move_to(row); }
+
+    void move_to(index_t first) {
+        row = first;
+        count = std::min(kSlab, end - row);
+        any_odd = false;
         std::memset(odd, 0, sizeof odd);
     }
+    void mark(index_t r) { odd[r] = any_odd = true; }
 };
 
 // Smallest and largest e8m0 code whose products with any stored value are normal bfloat16 numbers.
@@ -119,7 +127,7 @@ void prepare_fp4(Slab& s, index_t k) {
     }
     if (odd(least) | odd(largest)) [[unlikely]]
         for (index_t r = 0; r < s.count; ++r)
-            if (odd(codes(r))) s.odd[r] = true;
+            if (odd(codes(r))) s.mark(r);
 }
 
 // Words 0-3, or 4-7, each over the quarter of a register that its group of 32 columns fills.
@@ -201,7 +209,7 @@ FOURFOLD_INLINE void decode_fp8(Slab& s, index_t k, index_t begin, index_t end, 
         bf16_t* out = place(tiles, r);
         const bool left = decode_fp8_line(line(p, width), bias, subnormals, out);
         const bool right = decode_fp8_line(line(p + 64, width - 64), bias, subnormals, out + 2 * kNextStep);
-        if (left || right || extreme) [[unlikely]] s.odd[r] = true;
+        if (left || right || extreme) [[unlikely]] s.mark(r);
     }
 }
 
@@ -369,20 +377,21 @@ void scatter_pair(const Slab& s, const Sums& sums, const Widths& widths, index_t
 
 // Few tokens: the sums never leave their tiles.  A unit is decoded one ahead of its use, because a tile cannot be
 // loaded before the stores to its memory have left the store buffer; a quarter of it at a time, so that decoding goes
-// on while the last step's sums are under way.
+// on while the last step's sums are under way.  `ready` is the first unit of this slab; in the end it is that of the
+// next one, if there is one.  Rows that a slab lacks hold what was there before: nobody reads their sums.
 template <Format format, int blocks>
-void few(Slab& s, const bf16_t* const* x, const Widths& widths, index_t n, float* const* y) {
+FOURFOLD_INLINE void few(Slab& s, Slab* next, Tiles (&tiles)[2], index_t& ready, const bf16_t* const* x,
+                         const Widths& widths, index_t n, float* const* y) {
     constexpr index_t quarter = kSlab / kUnitSteps;
-    alignas(64) Tiles tiles[2];
-    if (s.count < kSlab) std::memset(tiles, 0, sizeof tiles);
     const index_t columns = s.matrix.columns;
-    decode<format>(s, 0, 0, kSlab, tiles[0]);
     zero_sums<blocks>();
-    for (index_t k = 0, turn = 0; k < columns; k += kUnit, turn ^= 1) {
+    for (index_t k = 0; k < columns; k += kUnit, ready ^= 1) {
         for (index_t i = 0; i < kUnitSteps; ++i) {
             if (k + kUnit < columns)
-                decode<format>(s, k + kUnit, i * quarter, (i + 1) * quarter, tiles[turn ^ 1]);
-            step<blocks>(tiles[turn][i], x, widths, k + i * kStep);
+                decode<format>(s, k + kUnit, i * quarter, (i + 1) * quarter, tiles[ready ^ 1]);
+            else if (next)
+                decode<format>(*next, 0, i * quarter, (i + 1) * quarter, tiles[ready ^ 1]);
+            step<blocks>(tiles[ready][i], x, widths, k + i * kStep);
         }
     }
     alignas(64) Sums sums;
@@ -410,7 +419,6 @@ FOURFOLD_INLINE void deep(const Tiles* tiles, index_t steps, const bf16_t* const
 
 template <Format format>
 void many(Slab& s, Work& work, const bf16_t* const* x, index_t n, float* const* y) {
-    if (s.count < kSlab) std::memset(work.tiles, 0, sizeof work.tiles);
     const index_t blocks = ceil_div(n, kTile), pairs = blocks / 2;
     for (index_t k = 0; k < s.matrix.columns; k += kDepth) {
         const index_t depth = std::min(kDepth, s.matrix.columns - k), steps = ceil_div(depth, kUnit) * kUnitSteps;
@@ -444,6 +452,7 @@ float stored_value(const Matrix& m, index_t row, index_t k) {
 
 // Rows that the tiles cannot represent, one product after the other in float32.
 void odd_rows(const Slab& s, const bf16_t* const* x, index_t width, index_t n, float* const* y) {
+    if (!s.any_odd) return;
     for (index_t r = 0; r < s.count; ++r) {
         if (!s.odd[r]) continue;
         for (index_t t = 0; t < n; ++t) {
@@ -465,10 +474,18 @@ template <Format format, int blocks>
 void slabs_of_few(const Matrix& m, index_t begin, index_t end, const bf16_t* const* x, float* const* y, index_t n) {
     const Widths widths = {std::min(n, kTile), blocks == 2 ? n - kTile : kTile};
     configure(widths);
-    for (index_t row = begin; row < end; row += kSlab) {
-        Slab s(m, row, end);
-        few<format, blocks>(s, x, widths, n, y);
-        odd_rows(s, x, widths.left, n, y);
+    alignas(64) Tiles tiles[2];
+    index_t ready = 0;
+    Slab slabs[2] = {{m, begin, end}, {m, begin, end}};
+    decode<format>(slabs[0], 0, 0, kSlab, tiles[0]);
+    for (index_t row = begin, turn = 0; row < end; row += kSlab, turn ^= 1) {
+        Slab* next = nullptr;
+        if (row + kSlab < end) {
+            next = &slabs[turn ^ 1];
+            next->move_to(row + kSlab);
+        }
+        few<format, blocks>(slabs[turn], next, tiles, ready, x, widths, n, y);
+        odd_rows(slabs[turn], x, widths.left, n, y);
     }
 }
 

@@ -69,6 +69,8 @@ struct Avx512 {
 }  // namespace
 
 const Kernels kAvx512Kernels = {"avx512", pack<Avx512>, rows<Avx512>, to_bf16, round_fp8, swiglu, nullptr};
+#ifdef FOURFOLD_AMX
 const Kernels kAmxKernels = {"amx", pack<Avx512>, rows<Avx512>, to_bf16, round_fp8, swiglu, &kAmxProducts};
+#endif
 
 }  // namespace fourfold

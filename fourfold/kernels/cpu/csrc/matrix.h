@@ -91,8 +91,13 @@ extern const Kernels kScalarKernels;
 #ifdef FOURFOLD_X86
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+#ifdef FOURFOLD_AMX
 extern const Kernels kAmxKernels;  // those of AVX-512, and bfloat16 products
 extern const Bf16Products kAmxProducts;
+#endif
+#endif
+#ifdef FOURFOLD_ARM
+extern const Kernels kNeonKernels;
 #endif
 
 }  // namespace fourfold

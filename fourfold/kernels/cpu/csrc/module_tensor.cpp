@@ -96,7 +96,8 @@ void py_pool(Object values_object, Object scores_object, Object y_object) {
 void py_route(Object x_object, Object weight_object, Object bias_object, Object indices_object, float scaling,
               Object scores_object, Object weights_object) {
     const Argument x(x_object, "x", Layout::Rows), weight(weight_object, "weight", Layout::Rows);
-    const Argument indices(indices_object, "indices"), scores(scores_object, "scores"), weights(weights_object, "weights");
+    const Argument indices(indices_object, "indices"), scores(scores_object, "scores");
+    const Argument weights(weights_object, "weights");
     x.check(x.ndim == 2, "is not [N, D]");
     weight.check(weight.ndim == 2 && weight.last() == x.last(), "is not [E, D]");
     indices.check(indices.ndim == 2 && indices.shape[0] == x.shape[0], "is not [N, K]");

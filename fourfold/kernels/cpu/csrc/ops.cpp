@@ -22,7 +22,7 @@ struct Partition {
         const index_t bytes = n <= 4 ? 128 * 1024 : n <= 32 ? 256 * 1024 : matrix.rows * matrix.row_bytes();
         const index_t fair = ceil_div(matrix.rows, (n <= 32 ? 4 : 2) * threads);
         piece = std::min(bytes / std::max<index_t>(1, matrix.row_bytes()), fair);
-        piece = std::max(kAlignment, round_up(piece, kAlignment));
+        piece = threads == 1 ? std::max(kAlignment, matrix.rows) : std::max(kAlignment, round_up(piece, kAlignment));
         count = ceil_div(matrix.rows, piece);
     }
 };

@@ -70,9 +70,9 @@ inline index_t narrow_scratch(index_t count, index_t heads, index_t width) {
 inline index_t scores_stride(index_t count) { return round_up(count, 16) + 16; }
 
 // Rows of x that `dots` takes at a time, rows of w, and elements of these; its scratch holds a vector for each pair
-// of rows and a stretch of w.
-constexpr index_t kDotsX = 64, kDotsW = 24, kDotsStretch = 256;
-constexpr index_t kDotsScratch = kDotsX * kDotsW * 16 + kDotsW * (kDotsStretch + 16);
+// of four rows of x with these of w.
+constexpr index_t kDotsX = 64, kDotsW = 24, kDotsStretch = 1024;
+constexpr index_t kDotsScratch = 4 * kDotsW * 16;
 
 struct VectorKernels {
     // y = x as float, on the grid of bf16 if `rounded`.
@@ -120,7 +120,12 @@ extern const VectorKernels kScalarVectors;
 #ifdef FOURFOLD_X86
 extern const VectorKernels kAvx2Vectors;
 extern const VectorKernels kAvx512Vectors;
+#ifdef FOURFOLD_AMX
 extern const VectorKernels kAmxVectors;  // AVX-512's, and matrix units for bf16
+#endif
+#endif
+#ifdef FOURFOLD_ARM
+extern const VectorKernels kNeonVectors;
 #endif
 
 }  // namespace fourfold

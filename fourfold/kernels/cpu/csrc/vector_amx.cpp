@@ -39,8 +39,10 @@ void transpose(__m512i (&v)[16]) {
     }
     // Vector 4g + c has column c of every quarter of rows 4g .. 4g + 3.
     for (int c = 0; c < 4; ++c) {
-        const __m512i a = _mm512_shuffle_i32x4(v[c], v[4 + c], 0x88), b = _mm512_shuffle_i32x4(v[8 + c], v[12 + c], 0x88);
-        const __m512i d = _mm512_shuffle_i32x4(v[c], v[4 + c], 0xdd), e = _mm512_shuffle_i32x4(v[8 + c], v[12 + c], 0xdd);
+        const __m512i a = _mm512_shuffle_i32x4(v[c], v[4 + c], 0x88);
+        const __m512i b = _mm512_shuffle_i32x4(v[8 + c], v[12 + c], 0x88);
+        const __m512i d = _mm512_shuffle_i32x4(v[c], v[4 + c], 0xdd);
+        const __m512i e = _mm512_shuffle_i32x4(v[8 + c], v[12 + c], 0xdd);
         t[c] = _mm512_shuffle_i32x4(a, b, 0x88);
         t[8 + c] = _mm512_shuffle_i32x4(a, b, 0xdd);
         t[4 + c] = _mm512_shuffle_i32x4(d, e, 0x88);
@@ -86,8 +88,9 @@ void score_rows(const NarrowQuery& query, index_t columns, const std::uint32_t* 
     const index_t steps = query.width / 32, next = steps * 256;
     for (index_t r = 0; r < query.count; r += 32) {
         const index_t left = query.count - r;
-        const Group low = group_of(query.rows + r, left, query.width, copies);
-        const Group high = group_of(query.rows + (left > 16 ? r + 16 : r), left - 16, query.width, copies + 16 * query.width);
+        const bf16* const* rows = query.rows + r;
+        const Group low = group_of(rows, left, query.width, copies);
+        const Group high = group_of(left > 16 ? rows + 16 : rows, left - 16, query.width, copies + 16 * query.width);
         for (index_t h = 0; h < columns; h += 32) {
             const std::uint32_t* b = packed + h / 16 * next;
             _tile_zero(0);
@@ -168,15 +171,11 @@ void pack_values(const NarrowQuery& query, std::uint32_t* packed) {
     const auto row = [&](index_t r, index_t c) {
         return r < query.count ? _mm512_loadu_si512(query.rows[r] + c) : _mm512_setzero_si512();
     };
-    for (index_t g = 0; g < groups; ++g) {
-        for (index_t i = 0; i < 16; ++i) {
-            const index_t r = 32 * g + 2 * i;
-            for (index_t c = 0; c < query.width; c += 32) {
-                const __m512i a = row(r, c), b = row(r + 1, c);
-                std::uint32_t* to = packed + (c / 16 * groups + g) * 256 + 16 * i;
-                _mm512_storeu_si512(to, _mm512_permutex2var_epi16(a, first, b));
-                _mm512_storeu_si512(to + groups * 256, _mm512_permutex2var_epi16(a, second, b));
-            }
+    for (index_t c = 0; c < query.width; c += 32, packed += groups * 512) {
+        for (index_t i = 0; i < groups * 16; ++i) {
+            const __m512i a = row(2 * i, c), b = row(2 * i + 1, c);
+            _mm512_storeu_si512(packed + 16 * i, _mm512_permutex2var_epi16(a, first, b));
+            _mm512_storeu_si512(packed + (groups * 16 + i) * 16, _mm512_permutex2var_epi16(a, second, b));
         }
     }
 }

@@ -25,8 +25,8 @@ void dots_one(const float* x, const W* w, index_t w_stride, index_t outputs, ind
 }
 
 // Four rows of x and tile_rows of w, a stretch of them: the chains wait in memory for the next stretch.
-template <class S>
-FOURFOLD_INLINE void dots_tile(const float* const (&x)[4], const float* const (&w)[S::tile_rows], index_t n,
+template <class S, class W>
+FOURFOLD_INLINE void dots_tile(const float* const (&x)[4], const W* const (&w)[S::tile_rows], index_t n,
                                float* chains) {
     constexpr int count = 4 * S::tile_rows;
     typename S::F acc[count];
@@ -48,38 +48,28 @@ void dots_sums(const float* chains, index_t n, index_t outputs, float* y, index_
         for (index_t b = 0; b < B && b < outputs; ++b) y[a * y_stride + b] = tile[a * B + b];
 }
 
-// Up to kDotsX rows of x and kDotsW of w.  Stretches of w are copied, as float, to where they do not evict each
-// other from the first cache.
+// Up to kDotsW rows of w: a stretch of four rows of x stays in the first cache while the rows of w pass.
 template <class S, class W>
 void dots_block(const float* x, index_t x_stride, index_t n, const W* w, index_t w_stride, index_t outputs,
-                index_t width, float* scratch, float* y, index_t y_stride) {
-    constexpr index_t B = S::tile_rows, tile = 4 * B * S::lanes, apart = kDotsStretch + 16;
-    const index_t across = ceil_div(n, 4), down = ceil_div(outputs, B);
-    float *copy = scratch, *chains = scratch + kDotsW * apart;
-    std::memset(chains, 0, across * down * tile * sizeof(float));
-    for (index_t k = 0; k < width; k += kDotsStretch) {
-        const index_t some = kDotsStretch < width - k ? kDotsStretch : width - k;
-        for (index_t o = 0; o < outputs; ++o) {
-            const W* from = w + o * w_stride + k;
-            for (index_t i = 0; i < some; i += S::lanes) {
-                S::store(copy + o * apart + i, load<S>(from + i, some - i));
-            }
-        }
-        for (index_t i = 0; i < across; ++i) {
+                index_t width, float* chains, float* y, index_t y_stride) {
+    constexpr index_t B = S::tile_rows, tile = 4 * B * S::lanes;
+    const index_t down = ceil_div(outputs, B);
+    for (index_t i = 0; i < n; i += 4) {
+        std::memset(chains, 0, down * tile * sizeof(float));
+        for (index_t k = 0; k < width; k += kDotsStretch) {
+            const index_t some = kDotsStretch < width - k ? kDotsStretch : width - k;
             const float* from[4];
-            for (index_t a = 0; a < 4; ++a) from[a] = x + (4 * i + a < n ? 4 * i + a : n - 1) * x_stride + k;
+            for (index_t a = 0; a < 4; ++a) from[a] = x + (i + a < n ? i + a : n - 1) * x_stride + k;
             for (index_t j = 0; j < down; ++j) {
-                const float* rows[B];
+                const W* rows[B];
                 for (index_t b = 0; b < B; ++b)
-                    rows[b] = copy + (B * j + b < outputs ? B * j + b : outputs - 1) * apart;
-                dots_tile<S>(from, rows, some, chains + (i * down + j) * tile);
+                    rows[b] = w + (B * j + b < outputs ? B * j + b : outputs - 1) * w_stride + k;
+                dots_tile<S>(from, rows, some, chains + j * tile);
             }
         }
-    }
-    for (index_t i = 0; i < across; ++i)
         for (index_t j = 0; j < down; ++j)
-            dots_sums<S>(chains + (i * down + j) * tile, n - 4 * i, outputs - B * j, y + 4 * i * y_stride + B * j,
-                         y_stride);
+            dots_sums<S>(chains + j * tile, n - i, outputs - B * j, y + i * y_stride + B * j, y_stride);
+    }
 }
 
 template <class S>

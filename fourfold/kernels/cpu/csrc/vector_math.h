@@ -1,5 +1,5 @@
 // Functions of vectors that the other vector_*.h share, as templates over an instruction set `S`.
-// Included by vector_scalar.cpp, vector_avx2.cpp and vector_avx512.cpp, each with its own flags, hence the
+// Included by each of the vector_*.cpp that has vectors, with its own flags, hence the
 // unnamed namespace: an inline function compiled for AVX-512 must never be linked into the scalar build.
 //
 // S provides
