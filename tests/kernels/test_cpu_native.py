@@ -19,17 +19,18 @@ from fourfold.kernels import cpu, reference
 from fourfold.kernels.formats import Rounding, decode, round_input
 
 Packed = tuple[Tensor, Tensor | None]
+Scaled = tuple[Tensor, Tensor]
 
 # Tails of every kind: less than a scale, a chunk of each instruction set, a block; one row, odd rows.
 SHAPES = [(1, 32), (5, 96), (130, 160), (67, 320), (256, 1056)]
 
 
-def fp4(*shape: int) -> Packed:
+def fp4(*shape: int) -> Scaled:
     weight = torch.randint(-128, 128, (*shape[:-1], shape[-1] // 2), dtype=torch.int8)
     return weight, exponents(*shape[:-1], shape[-1] // 32)
 
 
-def fp8(*shape: int) -> Packed:
+def fp8(*shape: int) -> Scaled:
     codes = torch.randint(0, 256, shape, dtype=torch.uint8)
     codes[codes & 127 == 127] = 0  # no NaN
     blocks = [-(-n // 128) for n in shape[-2:]]
@@ -174,7 +175,7 @@ else:
                 assert torch.allclose(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
 
     @pytest.mark.parametrize(("make", "rows"), [(fp4, 24), (fp8, 128)])
-    def test_grouped_linear_is_one_linear_a_group(isa: str, make: Callable[..., Packed], rows: int) -> None:
+    def test_grouped_linear_is_one_linear_a_group(isa: str, make: Callable[..., Scaled], rows: int) -> None:
         weight, scale = make(3 * rows, 160)
         x = torch.randn(2, 4, 3, 160)
         y = ops.grouped_linear(x, weight, scale, 3)
@@ -192,7 +193,7 @@ else:
         alone = [ops.grouped_linear(row, weight, scale, 3) for row in x.split(1)]
         assert torch.equal(y, torch.cat(alone))
 
-    def stack(make: Callable[..., Packed], experts: int, inner: int, width: int) -> list[Tensor]:
+    def stack(make: Callable[..., Scaled], experts: int, inner: int, width: int) -> list[Tensor]:
         shapes = ((experts, inner, width), (experts, inner, width), (experts, width, inner))
         return [t for shape in shapes for t in make(*shape)]
 
