@@ -8,14 +8,17 @@ so.  Other packages bring chips as entry points (chips.py): looked for when a de
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from fourfold.errors import KernelError
-from fourfold.kernels import chips, reference
+from fourfold.kernels import chips, composed, reference
+from fourfold.kernels.composed import Stored
 from fourfold.kernels.formats import Rounding
 
 OPERATIONS = (
@@ -36,9 +39,19 @@ OPERATIONS = (
     "hc_head",
     "round_fp8",
     "round_fp4",
+    "attention_inputs",
+    "attention_output",
+    "compressor_inputs",
 )
+COMPOSED = OPERATIONS[-3:]
+"""Operations that are several others in a row; a chip without its own form runs those (composed.py)."""
 
-_REFERENCE: dict[str, Callable[..., Any]] = {name: getattr(reference, name) for name in OPERATIONS}
+_REFERENCE: dict[str, Callable[..., Any]] = {
+    name: partial(getattr(composed, name), sys.modules[__name__])
+    if name in COMPOSED
+    else getattr(reference, name)
+    for name in OPERATIONS
+}
 _TABLES: dict[str, dict[str, Callable[..., Any]]] = {}
 _NOTES: dict[str, dict[str, str]] = {}
 _SEARCHED: set[str] = set()
@@ -107,7 +120,8 @@ def table(device: str) -> dict[str, str]:
     """Operation -> what runs it on this device type: 'reference', or the chip's own note."""
     discover(device)
     notes = _NOTES.get(device, {})
-    return {name: notes.get(name, "reference") for name in OPERATIONS}
+    fallback = {name: "reference" if name not in COMPOSED else "its parts" for name in OPERATIONS}
+    return {name: notes.get(name, fallback[name] if notes else "reference") for name in OPERATIONS}
 
 
 def _impl(name: str, x: Tensor) -> Callable[..., Any]:
@@ -296,6 +310,58 @@ def round_fp8(x: Tensor, group: int) -> Tensor:
 def round_fp4(x: Tensor, group: int) -> Tensor:
     """x on the FP4 e2m1 grid, a power-of-two scale per `group` values of the last dim; same shape, dtype."""
     return _impl("round_fp4", x)(x, group)
+
+
+def attention_inputs(
+    x: Tensor,
+    wq_a: Stored,
+    q_norm: Tensor,
+    wq_b: Stored,
+    wkv: Stored,
+    kv_norm: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    eps: float,
+    roundings: tuple[Rounding, Rounding, Rounding],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Everything between a layer's input and its attention, window part.
+
+    qr = rms_norm(wq_a·x, q_norm);  q = rope(rms_norm(wq_b·qr), head by head);  kv = rope(rms_norm(wkv·x,
+    kv_norm)).  x [B, T, D]; a stored weight is (weight, scale); cos, sin [B, T, R/2]; roundings: of the
+    inputs of wq_a, wq_b and wkv; returns qr [B, T, q_lora_rank], q [B, T, H, C], kv [B, T, C] in the dtype of
+    x.  V4 report 2.3.
+    """
+    return _impl("attention_inputs", x)(
+        x, wq_a, q_norm, wq_b, wkv, kv_norm, cos, sin, heads, eps, roundings
+    )
+
+
+def attention_output(
+    o: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    wo_a: Stored,
+    groups: int,
+    wo_b: Stored,
+    roundings: tuple[Rounding, Rounding],
+) -> Tensor:
+    """wo_b · (the groups' wo_a · inverse rope(o)).
+
+    o [B, T, H, C]; cos, sin [B, T, R/2]; roundings: of the inputs of wo_a and wo_b; returns [B, T, D].
+    V4 report 2.3.1.
+    """
+    return _impl("attention_output", o)(o, cos, sin, wo_a, groups, wo_b, roundings)
+
+
+def compressor_inputs(
+    x: Tensor, wkv: Stored, wgate: Stored, ape: Tensor, positions: Tensor, rounding: Rounding
+) -> Tensor:
+    """[wkv·x, wgate·x + ape[position mod m]], what a compressor remembers of each token.
+
+    x [B, T, D]; ape [m, C] f32; positions [B, T] int64; returns [B, T, 2C] f32.  V4 report 2.3.1, eq. 9-12.
+    """
+    return _impl("compressor_inputs", x)(x, wkv, wgate, ape, positions, rounding)
 
 
 def _register_cpu() -> None:

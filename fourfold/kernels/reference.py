@@ -6,14 +6,21 @@ memory (large products are cut into blocks) and free of any device's own functio
 
 from __future__ import annotations
 
+import sys
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fourfold.kernels import composed
 from fourfold.kernels.attention_reference import index_topk, sparse_attention
 from fourfold.kernels.formats import Rounding, decode, in_features, round_fp4, round_fp8, round_input
 
 __all__ = [
+    "attention_inputs",
+    "attention_output",
+    "compressor_inputs",
     "experts",
     "grouped_linear",
     "hadamard",
@@ -222,3 +229,9 @@ def hc_head(
 ) -> Tensor:
     pre = torch.sigmoid(hc_mix(streams, fn, norm_eps) * scale + base) + eps
     return weighted_sum(pre, streams)
+
+
+_PARTS = sys.modules[__name__]
+attention_inputs = partial(composed.attention_inputs, _PARTS)
+attention_output = partial(composed.attention_output, _PARTS)
+compressor_inputs = partial(composed.compressor_inputs, _PARTS)

@@ -45,10 +45,18 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, batch: ForwardBatch, memory: LayerMemory) -> Tensor:
         """x [B, T, D] -> [B, T, D]."""
         angles = batch.token_angles(self.ratio > 0)
-        qr = self.q_norm(self.wq_a(x))
-        q = self.wq_b(qr).unflatten(-1, (self.heads, self.width))
-        q = kernels.rope(kernels.rms_norm(q, None, self.eps), *angles, inverse=False)
-        kv = kernels.rope(self.kv_norm(self.wkv(x)), *angles, inverse=False)
+        qr, q, kv = kernels.attention_inputs(
+            x,
+            self.wq_a.stored,
+            self.q_norm.weight,
+            self.wq_b.stored,
+            self.wkv.stored,
+            self.kv_norm.weight,
+            *angles,
+            self.heads,
+            self.eps,
+            (self.wq_a.rounding, self.wq_b.rounding, self.wkv.rounding),
+        )
         window = memory.window.extend(self.numerics.kv(kv, self.rope_width))
         entries, visible, chosen = self._compressed(x, qr, batch, memory)
         o = kernels.sparse_attention(
@@ -62,9 +70,10 @@ class Attention(nn.Module):
             self.width**-0.5,
             self.numerics.rounding,
         )
-        o = kernels.rope(o, *angles, inverse=True)
-        o = self.wo_a(o.flatten(-2).unflatten(-1, (self.groups, -1)))
-        return self.wo_b(o.flatten(-2))
+        roundings = self.wo_a.rounding, self.wo_b.rounding
+        return kernels.attention_output(
+            o, *angles, self.wo_a.stored, self.groups, self.wo_b.stored, roundings
+        )
 
     def _compressed(
         self, x: Tensor, qr: Tensor, batch: ForwardBatch, memory: LayerMemory

@@ -34,13 +34,19 @@ class Compressor(nn.Module):
 
     def forward(self, x: Tensor, batch: ForwardBatch, tail: KVBuffer) -> Tensor:
         """x [B, T, D] -> the entries completed by these tokens, normed and turned, [B, S, width] float32."""
-        x = x.float()
-        rounding = self.numerics.rounding
-        values = kernels.linear(x, self.wkv.weight, self.wkv.scale, rounding)
-        scores = kernels.linear(x, self.wgate.weight, self.wgate.scale, rounding)
-        scores = scores.float() + self.ape[batch.layout.positions % self.ratio]
-        pending = tail.extend(torch.cat([values.float(), scores], dim=-1))
-        values, scores = self._gather(pending, batch.layout.blocks(self.ratio, self.overlapping).tokens)
+        rows = kernels.compressor_inputs(
+            x,
+            self.wkv.stored,
+            self.wgate.stored,
+            self.ape,
+            batch.layout.positions,
+            self.numerics.rounding,
+        )
+        pending = tail.extend(rows)
+        blocks = batch.layout.blocks(self.ratio, self.overlapping)
+        if not blocks.tokens.shape[1]:
+            return pending.new_empty(*blocks.tokens.shape[:2], self.width)
+        values, scores = self._gather(pending, blocks.tokens)
         entries = self.norm(kernels.pool(values, scores))
         return kernels.rope(entries, *batch.block_angles(self.ratio, self.overlapping), inverse=False)
 

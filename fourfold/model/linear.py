@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fourfold import kernels
+from fourfold.kernels.formats import Rounding
 from fourfold.model.numerics import Numerics
 
 INIT_STD = 0.02
@@ -21,6 +22,11 @@ class StoredWeight(nn.Module):
         self.weight = nn.Parameter(torch.randn(shape) * INIT_STD)
         self.register_parameter("scale", None)
 
+    @property
+    def stored(self) -> tuple[Tensor, Tensor | None]:
+        """The weight and its scale, as operations of several steps take them."""
+        return self.weight, self.scale
+
 
 class Linear(StoredWeight):
     """y = W·x.  weight [O, I] f32, bf16, FP8 or FP4; no bias anywhere in V4."""
@@ -29,8 +35,13 @@ class Linear(StoredWeight):
         super().__init__(out_features, in_features)
         self.numerics = numerics
 
+    @property
+    def rounding(self) -> Rounding:
+        """Of the input."""
+        return self.numerics.input_of(self.weight)
+
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.linear(x, self.weight, self.scale, self.numerics.input_of(self.weight))
+        return kernels.linear(x, self.weight, self.scale, self.rounding)
 
 
 class GroupedLinear(StoredWeight):
@@ -42,11 +53,7 @@ class GroupedLinear(StoredWeight):
     def __init__(self, in_features: int, out_features: int, groups: int, numerics: Numerics) -> None:
         super().__init__(groups * out_features, in_features)
         self.groups = groups
-        self.numerics = numerics
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., G, I] -> [..., G, O]."""
-        return kernels.grouped_linear(x, self.weight, self.scale, self.groups, self.numerics.rounding)
+        self.rounding = numerics.rounding
 
 
 class RMSNorm(nn.Module):

@@ -29,6 +29,54 @@ def experts(
     y: Tensor,
     /,
 ) -> None: ...
+def attention_inputs(
+    x: Tensor,
+    wq_a: Tensor,
+    sq_a: Tensor | None,
+    q_norm: Tensor,
+    wq_b: Tensor,
+    sq_b: Tensor | None,
+    wkv: Tensor,
+    skv: Tensor | None,
+    kv_norm: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    eps: float,
+    to_wq_a: int,
+    to_wq_b: int,
+    to_wkv: int,
+    qr: Tensor,
+    q: Tensor,
+    kv: Tensor,
+    /,
+) -> None: ...
+def attention_output(
+    o: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    wo_a: Tensor,
+    so_a: Tensor | None,
+    groups: int,
+    wo_b: Tensor,
+    so_b: Tensor | None,
+    to_wo_a: int,
+    to_wo_b: int,
+    y: Tensor,
+    /,
+) -> None: ...
+def compressor_inputs(
+    x: Tensor,
+    wkv: Tensor,
+    skv: Tensor | None,
+    wgate: Tensor,
+    sgate: Tensor | None,
+    ape: Tensor,
+    positions: Tensor,
+    rounding: int,
+    y: Tensor,
+    /,
+) -> None: ...
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float, y: Tensor, /) -> None: ...
 def rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool, y: Tensor, /) -> None: ...
 def swiglu(gate: Tensor, up: Tensor, limit: float, y: Tensor, /) -> None: ...

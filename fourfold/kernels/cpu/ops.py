@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fourfold.kernels import cpu, reference
+from fourfold import kernels
+from fourfold.kernels import composed, cpu, reference
+from fourfold.kernels.composed import Stored
 from fourfold.kernels.cpu import tensor_ops
 from fourfold.kernels.formats import FP8_BLOCK, Rounding, decode
 
@@ -21,6 +23,9 @@ native = cpu.native
 _linear = native.linear
 _grouped_linear = native.grouped_linear
 _experts = native.experts
+_attention_inputs = native.attention_inputs
+_attention_output = native.attention_output
+_compressor_inputs = native.compressor_inputs
 
 _PACKED = frozenset({torch.int8, torch.float8_e4m3fn})
 _PLAIN = frozenset({torch.float32, torch.bfloat16})
@@ -93,12 +98,81 @@ def experts(
     return y
 
 
+def _fits(x: Tensor, *weights: Stored) -> bool:
+    """Whether a composed operation runs as one: float32 between its parts, all of them native."""
+    return x.dtype is torch.float32 and all(_covers(x, *weight) for weight in weights)
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32)
+
+
+def attention_inputs(
+    x: Tensor,
+    wq_a: Stored,
+    q_norm: Tensor,
+    wq_b: Stored,
+    wkv: Stored,
+    kv_norm: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    eps: float,
+    roundings: tuple[Rounding, Rounding, Rounding],
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not (_fits(x, wq_a, wq_b, wkv) and x.is_contiguous() and x.numel()):
+        return composed.attention_inputs(
+            kernels, x, wq_a, q_norm, wq_b, wkv, kv_norm, cos, sin, heads, eps, roundings
+        )
+    lead = x.shape[:-1]
+    qr = _empty(*lead, wq_a[0].shape[0])
+    q = _empty(*lead, heads, wq_b[0].shape[0] // heads)
+    kv = _empty(*lead, wkv[0].shape[0])
+    to_wq_a, to_wq_b, to_wkv = roundings
+    _attention_inputs(
+        x, *wq_a, q_norm, *wq_b, *wkv, kv_norm, cos, sin, heads, eps,
+        to_wq_a.value, to_wq_b.value, to_wkv.value, qr, q, kv,
+    )  # fmt: skip
+    return qr, q, kv
+
+
+def attention_output(
+    o: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    wo_a: Stored,
+    groups: int,
+    wo_b: Stored,
+    roundings: tuple[Rounding, Rounding],
+) -> Tensor:
+    shared = wo_a[0].dtype == torch.float8_e4m3fn and wo_a[0].shape[0] // groups % FP8_BLOCK
+    if shared or not (_fits(o, wo_a, wo_b) and o.is_contiguous() and o.numel()):
+        return composed.attention_output(kernels, o, cos, sin, wo_a, groups, wo_b, roundings)
+    y = _empty(*o.shape[:-2], wo_b[0].shape[0])
+    _attention_output(o, cos, sin, *wo_a, groups, *wo_b, roundings[0].value, roundings[1].value, y)
+    return y
+
+
+def compressor_inputs(
+    x: Tensor, wkv: Stored, wgate: Stored, ape: Tensor, positions: Tensor, rounding: Rounding
+) -> Tensor:
+    covered = _covers(x, *wkv) and _covers(x, *wgate) and x.is_contiguous() and positions.is_contiguous()
+    if not covered or ape.dtype is not torch.float32:
+        return composed.compressor_inputs(kernels, x, wkv, wgate, ape, positions, rounding)
+    y = _empty(*x.shape[:-1], 2 * wkv[0].shape[0])
+    _compressor_inputs(x, *wkv, *wgate, ape, positions, rounding.value, y)
+    return y
+
+
 _COVERAGE = "native: without gradients; otherwise reference"
 
 OPS: dict[str, Callable[..., Any]] = {
     "linear": linear,
     "grouped_linear": grouped_linear,
     "experts": experts,
+    "attention_inputs": attention_inputs,
+    "attention_output": attention_output,
+    "compressor_inputs": compressor_inputs,
     **tensor_ops.OPS,
 }
 NOTES: dict[str, str] = {**dict.fromkeys(OPS, _COVERAGE), **tensor_ops.NOTES}

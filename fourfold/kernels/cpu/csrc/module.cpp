@@ -7,9 +7,9 @@
 #include <string>
 
 #include "argument.h"
+#include "composed_ops.h"
 #include "isa.h"
 #include "module_machine.h"
-#include "ops.h"
 #include "thread_pool.h"
 
 namespace nb = nanobind;
@@ -105,6 +105,80 @@ void py_grouped_linear(nb::handle x_object, nb::handle weight, nb::handle scale,
     grouped_linear(m, groups, rows, how, to);
 }
 
+NormWeight norm_weight(const Argument& weight, index_t width) {
+    weight.check(weight.size() == width, "does not fit its input");
+    return {weight.memory(), weight.type()};
+}
+
+Angles angles_of(const Argument& cos, const Argument& sin, index_t tokens) {
+    cos.check(cos.ndim >= 1 && cos.last() > 0 && cos.size() == tokens * cos.last(), "is not one row a token");
+    sin.check(sin.size() == cos.size(), "does not fit cos");
+    return {cos.floats(), sin.floats(), cos.last()};
+}
+
+float* room(const Argument& y, index_t size) {
+    y.check(y.size() == size, "has the wrong size");
+    return y.as<float>(dlpack::Code::Float);
+}
+
+// x [..., D] -> qr [..., R], q [..., heads, C], kv [..., C], all float32, in place.
+void py_attention_inputs(nb::handle x_object, nb::handle wq_a, nb::handle sq_a, nb::handle q_norm, nb::handle wq_b,
+                         nb::handle sq_b, nb::handle wkv, nb::handle skv, nb::handle kv_norm, nb::handle cos,
+                         nb::handle sin, index_t heads, float eps, int to_wq_a, int to_wq_b, int to_wkv,
+                         nb::handle qr_object, nb::handle q_object, nb::handle kv_object) {
+    const Argument x(x_object, "x"), qr(qr_object, "qr"), q(q_object, "q"), kv(kv_object, "kv");
+    const Activations rows = rows_of(x);
+    AttentionInputs a{matrix(Argument(wq_a, "wq_a"), sq_a, 1), matrix(Argument(wq_b, "wq_b"), sq_b, 1),
+                      matrix(Argument(wkv, "wkv"), skv, 1), rounding_of(to_wq_a), rounding_of(to_wq_b),
+                      rounding_of(to_wkv), {}, {}, angles_of(Argument(cos, "cos"), Argument(sin, "sin"), rows.count),
+                      heads, eps};
+    x.check(x.last() == a.wq_a.columns && x.last() == a.wkv.columns, "does not fit wq_a and wkv");
+    q.check(a.wq_b.columns == a.wq_a.rows && heads > 0 && a.wq_b.rows % heads == 0, "does not fit wq_b");
+    kv.check(2 * a.angles.pairs <= a.wkv.rows && 2 * a.angles.pairs <= a.wq_b.rows / heads, "is turned by too much");
+    a.q_norm = norm_weight(Argument(q_norm, "q_norm"), a.wq_a.rows);
+    a.kv_norm = norm_weight(Argument(kv_norm, "kv_norm"), a.wkv.rows);
+    float *to_qr = room(qr, rows.count * a.wq_a.rows), *to_q = room(q, rows.count * a.wq_b.rows),
+          *to_kv = room(kv, rows.count * a.wkv.rows);
+    nb::gil_scoped_release release;
+    attention_inputs(a, rows, to_qr, to_q, to_kv);
+}
+
+// o [..., heads, C] f32 -> y [..., D] f32, in place.
+void py_attention_output(nb::handle o_object, nb::handle cos, nb::handle sin, nb::handle wo_a, nb::handle so_a,
+                         index_t groups, nb::handle wo_b, nb::handle so_b, int to_wo_a, int to_wo_b,
+                         nb::handle y_object) {
+    const Argument o(o_object, "o"), y(y_object, "y");
+    o.check(o.ndim >= 2 && o.size() > 0, "has no heads");
+    const index_t heads = o.shape[o.ndim - 2], width = o.last(), tokens = o.size() / (heads * width);
+    const AttentionOutput a{matrix(Argument(wo_a, "wo_a"), so_a, groups), matrix(Argument(wo_b, "wo_b"), so_b, 1),
+                            rounding_of(to_wo_a), rounding_of(to_wo_b),
+                            angles_of(Argument(cos, "cos"), Argument(sin, "sin"), tokens), groups};
+    o.check(a.wo_a.columns * groups == heads * width && 2 * a.angles.pairs <= width, "does not fit wo_a");
+    y.check(a.wo_b.columns == groups * a.wo_a.rows, "does not fit wo_b");
+    const float* from = o.floats();
+    float* to = room(y, tokens * a.wo_b.rows);
+    nb::gil_scoped_release release;
+    attention_output(a, from, tokens, heads, width, to);
+}
+
+// x [..., D], ape [m, C], positions [...] int64 -> y [..., 2C] f32, in place.
+void py_compressor_inputs(nb::handle x_object, nb::handle wkv, nb::handle skv, nb::handle wgate, nb::handle sgate,
+                          nb::handle ape_object, nb::handle positions_object, int rounding, nb::handle y_object) {
+    const Argument x(x_object, "x"), ape(ape_object, "ape"), positions(positions_object, "positions"), y(y_object, "y");
+    const Matrix values = matrix(Argument(wkv, "wkv"), skv, 1), gate = matrix(Argument(wgate, "wgate"), sgate, 1);
+    const Activations rows = rows_of(x);
+    x.check(x.last() == values.columns && x.last() == gate.columns && gate.rows == values.rows, "does not fit the weights");
+    ape.check(ape.ndim == 2 && ape.shape[0] > 0 && ape.last() == values.rows, "does not fit the weights");
+    positions.check(positions.size() == rows.count, "does not fit x");
+    const float* bias = ape.floats();
+    const index_t *at = positions.integers(), m = ape.shape[0];
+    for (index_t t = 0; t < rows.count; ++t) positions.check(at[t] >= 0, "is negative");
+    float* to = room(y, rows.count * 2 * values.rows);
+    const Rounding how = rounding_of(rounding);
+    nb::gil_scoped_release release;
+    compressor_inputs(values, gate, how, bias, m, at, rows, to);
+}
+
 // Tokens whose visits are worked on at once: bounds the memory for the experts' results.
 constexpr index_t kTokensAtOnce = 1024;
 
@@ -172,6 +246,13 @@ NB_MODULE(_native, m) {
     m.def("grouped_linear", &py_grouped_linear, arg("x"), arg("weight"), arg("scale").none(), arg("rounding"), arg("y"));
     m.def("experts", &py_experts, arg("x"), arg("indices"), arg("weights"), arg("w1"), arg("s1").none(), arg("w3"),
           arg("s3").none(), arg("w2"), arg("s2").none(), arg("limit"), arg("rounding"), arg("places").none(), arg("y"));
+    m.def("attention_inputs", &py_attention_inputs, arg("x"), arg("wq_a"), arg("sq_a").none(), arg("q_norm"),
+          arg("wq_b"), arg("sq_b").none(), arg("wkv"), arg("skv").none(), arg("kv_norm"), arg("cos"), arg("sin"),
+          arg("heads"), arg("eps"), arg("to_wq_a"), arg("to_wq_b"), arg("to_wkv"), arg("qr"), arg("q"), arg("kv"));
+    m.def("attention_output", &py_attention_output, arg("o"), arg("cos"), arg("sin"), arg("wo_a"), arg("so_a").none(),
+          arg("groups"), arg("wo_b"), arg("so_b").none(), arg("to_wo_a"), arg("to_wo_b"), arg("y"));
+    m.def("compressor_inputs", &py_compressor_inputs, arg("x"), arg("wkv"), arg("skv").none(), arg("wgate"),
+          arg("sgate").none(), arg("ape"), arg("positions"), arg("rounding"), arg("y"));
     add_tensor_ops(m);
     add_machine(m);
 }

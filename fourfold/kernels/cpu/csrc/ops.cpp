@@ -121,11 +121,12 @@ struct Inputs {
 
 }  // namespace
 
-void linear(const Matrix& matrix, const Activations& x, Rounding rounding, float* y) {
-    grouped_linear(matrix, 1, x, rounding, y);
+void linear(const Matrix& matrix, const Activations& x, Rounding rounding, float* y, index_t stride) {
+    grouped_linear(matrix, 1, x, rounding, y, stride);
 }
 
-void grouped_linear(const Matrix& stack, index_t groups, const Activations& x, Rounding rounding, float* y) {
+void grouped_linear(const Matrix& stack, index_t groups, const Activations& x, Rounding rounding, float* y,
+                    index_t stride) {
     thread_local Operand operand;
     thread_local std::vector<Operand::Selection> kept_selections;
     thread_local std::vector<index_t> rows;
@@ -139,7 +140,7 @@ void grouped_linear(const Matrix& stack, index_t groups, const Activations& x, R
     for (index_t g = 0; g < groups; ++g) {
         for (index_t i = 0; i < n; ++i) {
             rows[g * n + i] = i * groups + g;
-            out[g * n + i] = y + (i * groups + g) * stack.rows;
+            out[g * n + i] = y + i * (stride ? stride : groups * stack.rows) + g * stack.rows;
         }
         selections.push_back({rows.data() + g * n, n, 0});
     }

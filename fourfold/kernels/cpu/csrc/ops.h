@@ -5,11 +5,12 @@
 
 namespace fourfold {
 
-// y [n, rows] = round(x) [n, columns] times the matrix.
-void linear(const Matrix& matrix, const Activations& x, Rounding rounding, float* y);
+// y [n, rows] = round(x) [n, columns] times the matrix; rows of y `stride` apart, 0: without gaps.
+void linear(const Matrix& matrix, const Activations& x, Rounding rounding, float* y, index_t stride = 0);
 
 // y [n, groups, rows] = round(x) [n * groups, columns], each group times its own matrix of the stack.
-void grouped_linear(const Matrix& stack, index_t groups, const Activations& x, Rounding rounding, float* y);
+void grouped_linear(const Matrix& stack, index_t groups, const Activations& x, Rounding rounding, float* y,
+                    index_t stride = 0);
 
 // One expert, and which tokens visit it: entries [begin, end) of `Visits`.
 struct Expert {
