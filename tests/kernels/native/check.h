@@ -40,6 +40,7 @@ inline bool same_bits(const float* a, const float* b, index_t count) {
 }
 
 void check_matrices();
+void check_bf16_inputs();
 void check_vectors();
 
 }  // namespace fourfold

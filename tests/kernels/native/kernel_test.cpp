@@ -6,6 +6,7 @@ int main() {
     for (const std::string& isa : fourfold::supported_isas()) {
         fourfold::use_isa(isa);
         fourfold::check_matrices();
+        fourfold::check_bf16_inputs();
         fourfold::check_vectors();
     }
     std::printf("%d failed\n", fourfold::g_failures);

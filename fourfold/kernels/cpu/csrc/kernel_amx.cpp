@@ -451,11 +451,12 @@ float stored_value(const Matrix& m, index_t row, index_t k) {
 }
 
 // Rows that the tiles cannot represent, one product after the other in float32.
-void odd_rows(const Slab& s, const bf16_t* const* x, index_t width, index_t n, float* const* y) {
+void odd_rows(const Slab& s, const bf16_t* const* x, const Widths& widths, index_t n, float* const* y) {
     if (!s.any_odd) return;
     for (index_t r = 0; r < s.count; ++r) {
         if (!s.odd[r]) continue;
         for (index_t t = 0; t < n; ++t) {
+            const index_t width = t / kTile % 2 ? widths.right : widths.left;
             float sum = 0.f;
             for (index_t k = 0; k < s.matrix.columns; ++k) {
                 const index_t at = place_of(s.matrix.format, k);
@@ -485,7 +486,7 @@ void slabs_of_few(const Matrix& m, index_t begin, index_t end, const bf16_t* con
             next->move_to(row + kSlab);
         }
         few<format, blocks>(slabs[turn], next, tiles, ready, x, widths, n, y);
-        odd_rows(slabs[turn], x, widths.left, n, y);
+        odd_rows(slabs[turn], x, widths, n, y);
     }
 }
 
@@ -506,7 +507,7 @@ void slabs_of_many(const Matrix& m, index_t begin, index_t end, const bf16_t* co
         for (index_t row = begin; row < end; row += kSlab) {
             Slab s(m, row, end);
             many<format>(s, *work, x + first / kTile, count, y + first);
-            odd_rows(s, x + first / kTile, kTile, count, y + first);
+            odd_rows(s, x + first / kTile, {kTile, kTile}, count, y + first);
         }
     }
 }
