@@ -71,7 +71,7 @@ def bench(
         str, typer.Option(callback=_numbers("threads", 1), help="CPU threads, one measurement for each.")
     ] = "1,2",
     repetitions: Annotated[int, typer.Option(help="Rounds; the best counts.", min=1)] = 5,
-    numerics: options.Numerics = "exact",
+    numerics: options.Numerics = "fast",
     compare: Annotated[
         str, typer.Option(callback=_peers, help="Other engines in the same run: transformers,llama.cpp.")
     ] = "",

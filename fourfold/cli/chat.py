@@ -39,7 +39,7 @@ def chat(
     min_p: options.MinP = None,
     seed: options.Seed = None,
     device: options.Device = "cpu",
-    numerics: options.Numerics = "exact",
+    numerics: options.Numerics = "fast",
     threads: options.Threads = 0,
     ram: options.Ram = None,
     expert_copy: options.ExpertCopy = None,

@@ -39,7 +39,7 @@ def generate(
     seed: options.Seed = None,
     stop: options.Stop = None,
     device: options.Device = "cpu",
-    numerics: options.Numerics = "exact",
+    numerics: options.Numerics = "fast",
     threads: options.Threads = 0,
     ram: options.Ram = None,
     expert_copy: options.ExpertCopy = None,

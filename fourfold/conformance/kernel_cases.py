@@ -69,31 +69,7 @@ class Draw:
 def cases(seed: int = 0) -> Iterator[Case]:
     """Every case of every operation, in the order of the contract."""
     draw = Draw(seed)
-    for family in def _composed(draw: Draw) -> Iterator[Case]:
-    heads, width, rank, model, groups, m = 4, 64, 128, 256, 2, 4
-    for tokens in (1, 9):
-        angles = draw.normal(2, tokens, 16) * 100
-        turn = angles.cos(), angles.sin()
-        positions = draw.integers(0, 1000, 2, tokens)
-        for rounding, bound in ((NONE, F32), (Rounding.BF16, FLIPS)):
-            label = f"2 x {tokens} tokens, inputs {rounding.name.lower()}"
-            x = draw.normal(2, tokens, model)
-            wq_a, wq_b = draw.stored("fp8", rank, model), draw.stored("fp8", heads * width, rank)
-            wkv = draw.stored("fp8", width, model)
-            norms = draw.normal(rank), draw.normal(width)
-            arguments = (x, wq_a, norms[0], wq_b, wkv, norms[1], *turn, heads, 1e-6, (rounding,) * 3)
-            yield Case("attention_inputs", label, arguments, bound)
-            o = draw.normal(2, tokens, heads, width)
-            wo_a = draw.stored("fp8", groups * 128, heads * width // groups)
-            wo_b = draw.stored("fp8", model, groups * 128)
-            output = (o, *turn, wo_a, groups, wo_b, (rounding,) * 2)
-            yield Case("attention_output", label, output, bound)
-            stored = draw.stored("bf16", width, model), draw.stored("bf16", width, model)
-            pending = (x, *stored, draw.normal(m, width), positions, rounding)
-            yield Case("compressor_inputs", label, pending, F32)
-
-
-_FAMILIES:
+    for family in _FAMILIES:
         yield from family(draw)
 
 
@@ -254,6 +230,30 @@ def _rounding(draw: Draw) -> Iterator[Case]:
                 x[4] = 0.0
                 label = f"groups of {group}, {str(dtype).removeprefix('torch.')}"
                 yield Case(operation, label, (x.to(dtype), group), SAME)
+
+
+def _composed(draw: Draw) -> Iterator[Case]:
+    heads, width, rank, model, groups, m = 4, 64, 128, 256, 2, 4
+    for tokens in (1, 9):
+        angles = draw.normal(2, tokens, 16) * 100
+        turn = angles.cos(), angles.sin()
+        positions = draw.integers(0, 1000, 2, tokens)
+        for rounding, bound in ((NONE, F32), (Rounding.BF16, FLIPS)):
+            label = f"2 x {tokens} tokens, inputs {rounding.name.lower()}"
+            x = draw.normal(2, tokens, model)
+            wq_a, wq_b = draw.stored("fp8", rank, model), draw.stored("fp8", heads * width, rank)
+            wkv = draw.stored("fp8", width, model)
+            norms = draw.normal(rank), draw.normal(width)
+            arguments = (x, wq_a, norms[0], wq_b, wkv, norms[1], *turn, heads, 1e-6, (rounding,) * 3)
+            yield Case("attention_inputs", label, arguments, bound)
+            o = draw.normal(2, tokens, heads, width)
+            wo_a = draw.stored("fp8", groups * 128, heads * width // groups)
+            wo_b = draw.stored("fp8", model, groups * 128)
+            output = (o, *turn, wo_a, groups, wo_b, (rounding,) * 2)
+            yield Case("attention_output", label, output, bound)
+            stored = draw.stored("bf16", width, model), draw.stored("bf16", width, model)
+            pending = (x, *stored, draw.normal(m, width), positions, rounding)
+            yield Case("compressor_inputs", label, pending, F32)
 
 
 _FAMILIES: tuple[Callable[[Draw], Iterator[Case]], ...] = (

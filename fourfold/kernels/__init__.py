@@ -332,9 +332,7 @@ def attention_inputs(
     inputs of wq_a, wq_b and wkv; returns qr [B, T, q_lora_rank], q [B, T, H, C], kv [B, T, C] in the dtype of
     x.  V4 report 2.3.
     """
-    return _impl("attention_inputs", x)(
-        x, wq_a, q_norm, wq_b, wkv, kv_norm, cos, sin, heads, eps, roundings
-    )
+    return _impl("attention_inputs", x)(x, wq_a, q_norm, wq_b, wkv, kv_norm, cos, sin, heads, eps, roundings)
 
 
 def attention_output(

@@ -85,12 +85,15 @@ class SharedExpert(nn.Module):
         """x [N, D] -> [N, D] f32: one expert that all tokens chose, with weight 1."""
         first = torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
         once = torch.ones(x.shape[0], 1, device=x.device)
-        stacks = (
-            tensor if tensor is None else tensor.unsqueeze(0)
-            for linear in (self.w1, self.w3, self.w2)
-            for tensor in linear.stored
-        )
-        return kernels.experts(x, first, once, *stacks, self.limit, self.w1.rounding)
+        (w1, s1), (w3, s3), (w2, s2) = (_alone(linear) for linear in (self.w1, self.w3, self.w2))
+        rounding = self.w1.rounding
+        return kernels.experts(x, first, once, w1, s1, w3, s3, w2, s2, self.limit, rounding)
+
+
+def _alone(linear: Linear) -> tuple[Tensor, Tensor | None]:
+    """The weight as a stack of one, with its scale."""
+    weight, scale = linear.stored
+    return weight.unsqueeze(0), None if scale is None else scale.unsqueeze(0)
 
 
 class MoE(nn.Module):
