@@ -40,6 +40,14 @@ class Terminal:
                 self.seen += os.read(self.screen.fileno(), 4096)
         self.seen = self.seen[self.seen.index(text) + len(text) :]
 
+    def expect_more(self) -> None:
+        """Wait for anything that has not been read yet."""
+        end = time.monotonic() + SECONDS
+        while not self.seen:
+            assert time.monotonic() < end
+            if select.select([self.screen], [], [], 0.1)[0]:
+                self.seen += os.read(self.screen.fileno(), 4096)
+
     def type(self, text: bytes) -> None:
         self.keyboard.write(text)
 
@@ -56,10 +64,11 @@ def test_chat_on_a_terminal(tiny_folder):
     terminal.expect(b"> ")
     terminal.type(b"hello\r")
     terminal.expect(b"hello\r\n")
-    time.sleep(0.5)
+    terminal.expect_more()  # the answer has begun; it is over within a second
     terminal.type(b"\x03")
     terminal.expect(b"tok/s")
     terminal.expect(b"> ")
+    time.sleep(0.3)  # the prompt is seen before it reads keys
     terminal.type(b"\x03")
     terminal.expect(b"Ctrl-D or /quit leaves")
     terminal.expect(b"> ")
