@@ -82,7 +82,7 @@ def describe() -> dict[str, Any]:
         "isa": cpu.describe()["isa"],
         "isa_reason": cpu.describe()["reason"],
         "kernels": kernels.table("cpu"),
-        "system": f"{facts['system']} {platform.release()}",
+        "system": facts["system"],
         "python": facts["python"],
         "torch": facts["torch"],
     }

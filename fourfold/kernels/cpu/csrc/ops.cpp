@@ -14,13 +14,13 @@ constexpr index_t kWorthSharing = 192 * 1024;
 constexpr index_t kAlignment = 32;  // of the pieces' first rows, as Bf16Products::rows wants it
 
 // How a matrix's rows are cut into pieces for the threads; n is the number of x rows that each weight meets.
-// Few rows: small pieces, for balance.  Many: large ones, because each piece reads all of x.
+// Large ones: a piece decodes ahead of itself, and each reads all of x.
 struct Partition {
     index_t piece, count;
     Partition(const Matrix& matrix, index_t n) {
         const index_t threads = ThreadPool::instance().threads();
-        const index_t bytes = n <= 4 ? 128 * 1024 : n <= 32 ? 256 * 1024 : matrix.rows * matrix.row_bytes();
-        const index_t fair = ceil_div(matrix.rows, (n <= 32 ? 4 : 2) * threads);
+        const index_t bytes = n <= 32 ? 1024 * 1024 : matrix.rows * matrix.row_bytes();
+        const index_t fair = ceil_div(matrix.rows, 2 * threads);
         piece = std::min(bytes / std::max<index_t>(1, matrix.row_bytes()), fair);
         piece = threads == 1 ? std::max(kAlignment, matrix.rows) : std::max(kAlignment, round_up(piece, kAlignment));
         count = ceil_div(matrix.rows, piece);

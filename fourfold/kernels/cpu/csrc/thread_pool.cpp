@@ -19,7 +19,7 @@ void pause_briefly() {
 }
 
 // A helper looks for the next job this long before it sleeps: most follow within microseconds.
-constexpr auto kPatience = std::chrono::microseconds(30);
+constexpr auto kPatience = std::chrono::microseconds(200);
 
 }  // namespace
 
