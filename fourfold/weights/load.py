@@ -18,6 +18,7 @@ from fourfold.config import ModelConfig
 from fourfold.errors import CheckpointError
 from fourfold.weights.formats import E8M0_NAN, encode_e8m0, is_e8m0
 from fourfold.weights.layout import Entry, check_layout
+from fourfold.weights.memory import empty
 from fourfold.weights.names import parameter_of, scale_name
 from fourfold.weights.progress import byte_progress
 from fourfold.weights.shards import Reader, Stored
@@ -73,14 +74,14 @@ def read_items(
     with Reader() as reader, byte_progress("loading", total, show=progress) as advance:
         for item in items:
             if item.expert is None:
-                empty = torch.empty(item.shape, dtype=item.dtype, device=device)
-                tensor = reader.copy(item.stored, empty, advance)
+                memory = empty(item.shape, item.dtype, device)
+                tensor = reader.copy(item.stored, memory, advance)
                 _check_values(item, tensor, config)
                 yield item.parameter, _in_memory(item, tensor)
                 continue
             if item.parameter not in stacks:
                 shape = (config.n_routed_experts, *item.shape)
-                stacks[item.parameter] = (torch.empty(shape, dtype=item.dtype, device=device), 0)
+                stacks[item.parameter] = (empty(shape, item.dtype, device), 0)
             stack, filled = stacks[item.parameter]
             _check_values(item, reader.copy(item.stored, stack[item.expert], advance), config)
             stacks[item.parameter] = (stack, filled + 1)

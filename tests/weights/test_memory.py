@@ -1,4 +1,5 @@
-"""Memory: loading holds the weights and little else, writing one tensor; in a process of its own."""
+"""Memory: where large tensors begin; loading holds the weights and little else, writing one tensor, in a process
+of its own."""
 
 from __future__ import annotations
 
@@ -6,6 +7,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
+
+from fourfold.weights.memory import HUGE_PAGE, empty
 
 # Small steps of reading, so that a checkpoint of 200 MB shows whether mapped pages pile up.
 SCRIPT = """
@@ -44,6 +49,20 @@ tensors = dict(load.read_checkpoint(folder / "model", ModelConfig.from_file(fold
 print(memory("VmHWM") - before)
 print(sum(tensor.nbytes for tensor in tensors.values()) / 2**20)
 """
+
+
+def test_large_tensors_begin_at_a_huge_page():
+    for shape, dtype in (
+        ((5, 1 << 20), torch.int8),
+        ((3, 1 << 20), torch.float8_e8m0fnu),
+        ((1 << 20,), torch.bfloat16),
+    ):
+        tensor = empty(shape, dtype)
+        assert tensor.shape == shape and tensor.dtype == dtype and tensor.is_contiguous()
+        assert tensor.data_ptr() % HUGE_PAGE == 0
+        tensor.view(torch.uint8).fill_(7)
+        assert int(tensor.view(torch.uint8).to(torch.int64).sum()) == 7 * tensor.nbytes
+    assert empty((3,), torch.float32).shape == (3,)
 
 
 def test_peaks(tmp_path: Path):

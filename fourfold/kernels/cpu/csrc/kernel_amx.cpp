@@ -1,34 +1,17 @@
 // Intel AMX, with AVX-512 to decode weights into its tiles.
 //
-// A tile of weights is 16 rows of the matrix by 32 columns in bfloat16, decoded from the checkpoint's layout; every
-// e2m1 or e4m3 value times a power of two is a bfloat16, so nothing is lost.  A tile of x is 16 pairs of columns by
-// up to 16 tokens.  One step adds the products of 32 columns to 16 x tokens sums, each token's column of sums by
-// itself: its bits do not depend on how many tokens share the tile.
-//
-// The order of columns is free as long as x has the same.  Within each unit of 128 it is the one that is cheapest to
-// decode: step s of FP4 takes columns 4j + s (nibble s of every word of 16 bits), step 2i + s of FP8 the columns
-// 64i + 2j + s (byte s of every word), bfloat16 its columns as they lie.
-#include <immintrin.h>
-
+// A tile of weights is 16 rows of the matrix by 32 columns in bfloat16, decoded from the checkpoint's layout
+// (amx_decode.h).  A tile of x is 16 pairs of columns by up to 16 tokens.  One step adds the products of 32 columns to
+// 16 x tokens sums, each token's column of sums by itself: its bits do not depend on how many tokens share the tile.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
-#include "kernel.h"
+#include "amx_decode.h"
 
 namespace fourfold {
 namespace {
 
-constexpr index_t kTile = 16;   // rows, pairs, tokens
-constexpr index_t kStep = 32;   // columns a step
-constexpr index_t kSlab = 32;   // matrix rows worked on at once: two tiles of sums for each block of tokens
-constexpr index_t kUnit = 128;  // columns decoded at once: a cache line of FP4
-constexpr index_t kDepth = 512; // columns decoded ahead of many tokens: 32 KiB, the first-level cache
 constexpr index_t kFew = 2 * kTile;  // tokens whose sums all fit into the tiles
-
-// Weights decoded for one unit: [step][half of the slab][row][column].
-constexpr index_t kUnitSteps = kUnit / kStep;
-using Tiles = bf16_t[kUnitSteps][kSlab / kTile][kTile][kStep];
 
 // The tile instructions do not tell the compiler what memory they read.
 FOURFOLD_INLINE void memory_is_written() { __asm__ volatile("" ::: "memory"); }
@@ -53,188 +36,6 @@ void configure(const Widths& w) {
     set(6, 4 * w.left), set(7, 4 * w.right);
     memory_is_written();
     _tile_loadconfig(&c);
-}
-
-// A slab of the matrix on its way through the columns.
-struct Slab {
-    const Matrix& matrix;
-    index_t end;         // of the rows at hand
-    index_t row, count;  // first row, rows that exist
-    bool odd[kSlab];     // rows with NaNs or scales beyond bfloat16: another kernel computes those
-    bool any_odd;
-    alignas(64) std::uint16_t fp4_bias[kSlab][kDepth / kFp4Group];  // what to take off the table's entries
-
-    Slab(const Matrix& m, index_t row, index_t end) : matrix(m), end(end) { move_to(row); }
-
-    void move_to(index_t first) {
-        row = first;
-        count = std::min(kSlab, end - row);
-        any_odd = false;
-        std::memset(odd, 0, sizeof odd);
-    }
-    void mark(index_t r) { odd[r] = any_odd = true; }
-};
-
-// Smallest and largest e8m0 code whose products with any stored value are normal bfloat16 numbers.
-constexpr int kLeastScale = 12, kMostScale = 240;
-
-// How far from a row's bytes at `offset` lie those that will be wanted in a while: in the same row, or beyond its end
-// in the slab below.
-inline index_t distance_ahead(index_t bytes, index_t offset) {
-    constexpr index_t ahead = 1024;
-    return offset + ahead < bytes ? ahead : ahead + (kSlab - 1) * bytes;
-}
-
-FOURFOLD_INLINE void fetch_line(const std::uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
-
-// `count` bytes of a row, zeros behind them.
-inline __m512i line(const std::uint8_t* p, index_t count) {
-    if (count >= 64) return _mm512_loadu_si512(p);
-    return _mm512_maskz_loadu_epi8(count <= 0 ? 0 : (__mmask64{1} << count) - 1, p);
-}
-
-inline bf16_t* place(Tiles& tiles, index_t r) { return tiles[0][r / kTile][r % kTile]; }
-constexpr index_t kNextStep = kSlab * kStep;  // from a row's place in one step to the next
-
-// The 16 codes twice, as vpermw looks at five bits of its index.  Numbers stand 2^126 too high and zeros at 0, so that
-// a saturating subtraction applies the scale and leaves zeros alone.
-inline __m512i fp4_table() {
-    const __m256i codes = _mm256_setr_epi16(0, 0x7e00, 0x7e80, 0x7ec0, 0x7f00, 0x7f40, 0x7f80, 0x7fc0, 0, short(0xfe00),
-                                            short(0xfe80), short(0xfec0), short(0xff00), short(0xff40), short(0xff80),
-                                            short(0xffc0));
-    return _mm512_broadcast_i64x4(codes);
-}
-
-// The slab's scales for columns from k on, at most kDepth of them.
-void prepare_fp4(Slab& s, index_t k) {
-    constexpr index_t most = kDepth / kFp4Group;
-    const index_t groups = std::min(most, (s.matrix.columns - k) / kFp4Group), per_row = s.matrix.scales_per_row();
-    const __mmask16 inside = __mmask16((1u << groups) - 1);
-    const __m128i middle = _mm_set1_epi8(127);
-    const auto codes = [&](index_t r) {
-        return _mm_mask_loadu_epi8(middle, inside, s.matrix.scale + (s.row + r) * per_row + k / kFp4Group);
-    };
-    const auto odd = [](__m128i e) {
-        return _mm_cmplt_epu8_mask(e, _mm_set1_epi8(kLeastScale)) | _mm_cmpgt_epu8_mask(e, _mm_set1_epi8(char(kMostScale)));
-    };
-    __m128i least = middle, largest = middle;
-    for (index_t r = 0; r < s.count; ++r) {
-        const __m128i e = codes(r);
-        least = _mm_min_epu8(least, e);
-        largest = _mm_max_epu8(largest, e);
-        const __m256i bias = _mm256_slli_epi16(_mm256_sub_epi16(_mm256_set1_epi16(253), _mm256_cvtepu8_epi16(e)), 7);
-        _mm256_store_si256(reinterpret_cast<__m256i*>(s.fp4_bias[r]), bias);
-    }
-    if (odd(least) | odd(largest)) [[unlikely]]
-        for (index_t r = 0; r < s.count; ++r)
-            if (odd(codes(r))) s.mark(r);
-}
-
-// Words 0-3, or 4-7, each over the quarter of a register that its group of 32 columns fills.
-inline __m512i fp4_spread(index_t k) {
-    const __m512i low = _mm512_setr_epi32(0x01000100, 0x01000100, 0x01000100, 0x01000100, 0x03020302, 0x03020302,
-                                          0x03020302, 0x03020302, 0x05040504, 0x05040504, 0x05040504, 0x05040504,
-                                          0x07060706, 0x07060706, 0x07060706, 0x07060706);
-    return _mm512_add_epi8(low, _mm512_set1_epi8(k % (2 * kUnit) ? 8 : 0));
-}
-
-FOURFOLD_INLINE void decode_fp4(Slab& s, index_t k, index_t begin, index_t end, Tiles& tiles) {
-    const __m512i table = fp4_table(), spread = fp4_spread(k);
-    const index_t bytes = s.matrix.row_bytes(), width = bytes - k / 2, ahead = distance_ahead(bytes, k / 2);
-    const std::uint8_t* p = s.matrix.weight + (s.row + begin) * bytes + k / 2;
-    const std::uint16_t* scales = &s.fp4_bias[begin][k % kDepth / (2 * kUnit) * 8];
-    for (index_t r = begin; r < end; ++r, p += bytes, scales += kDepth / kFp4Group) {
-        fetch_line(p + ahead);
-        const __m512i words = line(p, width);
-        const __m128i eight = _mm_load_si128(reinterpret_cast<const __m128i*>(scales));
-        const __m512i bias = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(eight), spread);
-        const auto value = [&](__m512i codes) {
-            return _mm512_subs_epu16(_mm512_permutexvar_epi16(codes, table), bias);
-        };
-        bf16_t* out = place(tiles, r);
-        _mm512_store_si512(out, value(words));
-        _mm512_store_si512(out + kNextStep, value(_mm512_srli_epi16(words, 4)));
-        _mm512_store_si512(out + 2 * kNextStep, value(_mm512_srli_epi16(words, 8)));
-        _mm512_store_si512(out + 3 * kNextStep, value(_mm512_srli_epi16(words, 12)));
-    }
-}
-
-// Words with e4m3 in their upper byte -> bfloat16, for numbers that are not subnormal.
-inline __m512i fp8_values(__m512i upper, __m512i bias) {
-    const __m512i fields = _mm512_and_si512(_mm512_srai_epi16(upper, 4), _mm512_set1_epi16(short(0x87f0)));
-    return _mm512_add_epi16(fields, bias);
-}
-
-// The same with subnormal numbers and zeros: mantissa * 2^-9 from a table of the eight.
-inline __m512i fp8_small_values(__m512i upper, __m512i bias, __m512i subnormals) {
-    const __mmask32 small = _mm512_testn_epi16_mask(upper, _mm512_set1_epi16(0x7800));
-    const __m512i value = _mm512_permutexvar_epi16(_mm512_srli_epi16(upper, 8), subnormals);
-    const __m512i with_sign =
-        _mm512_or_si512(value, _mm512_and_si512(upper, _mm512_set1_epi16(short(0x8000))));
-    return _mm512_mask_mov_epi16(fp8_values(upper, bias), small, with_sign);
-}
-
-// Indices 0-7 and 16-23 mean the mantissas: bit 4 of the index is the sign's neighbour, always 0 here.
-inline __m512i subnormal_table(int e) {
-    const __m512i values = _mm512_zextsi128_si512(
-        _mm_setr_epi16(0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60));
-    return _mm512_mask_add_epi16(values, 0xfe, values, _mm512_set1_epi16(short((e - 127) * 128)));
-}
-
-// Half a unit of one row; true: it has NaNs.
-FOURFOLD_INLINE bool decode_fp8_line(__m512i codes, __m512i bias, __m512i subnormals, bf16_t* out) {
-    const __m512i magnitudes = _mm512_and_si512(codes, _mm512_set1_epi8(0x7f));
-    const __m512i lower = _mm512_slli_epi16(codes, 8);
-    if (_mm512_testn_epi8_mask(codes, _mm512_set1_epi8(0x78))) [[unlikely]] {  // one weight in thousands
-        _mm512_store_si512(out, fp8_small_values(lower, bias, subnormals));
-        _mm512_store_si512(out + kNextStep, fp8_small_values(codes, bias, subnormals));
-    } else {
-        _mm512_store_si512(out, fp8_values(lower, bias));
-        _mm512_store_si512(out + kNextStep, fp8_values(codes, bias));
-    }
-    return _mm512_cmpeq_epi8_mask(magnitudes, _mm512_set1_epi8(0x7f)) != 0;
-}
-
-FOURFOLD_INLINE void decode_fp8(Slab& s, index_t k, index_t begin, index_t end, Tiles& tiles) {
-    const Matrix& m = s.matrix;
-    const index_t bytes = m.columns, width = bytes - k, ahead = distance_ahead(bytes, k);
-    // A slab begins at a multiple of 32 rows and a unit is a block wide, so one scale serves all of it.
-    const int e = m.scale[s.row / kFp8Block * m.scales_per_row() + k / kFp8Block];
-    const __m512i bias = _mm512_set1_epi16(short((e - 7) * 128)), subnormals = subnormal_table(e);
-    const bool extreme = e < kLeastScale || e > kMostScale;
-    const std::uint8_t* p = m.weight + (s.row + begin) * bytes + k;
-    for (index_t r = begin; r < end; ++r, p += bytes) {
-        fetch_line(p + ahead);
-        fetch_line(p + ahead + 64);
-        bf16_t* out = place(tiles, r);
-        const bool left = decode_fp8_line(line(p, width), bias, subnormals, out);
-        const bool right = decode_fp8_line(line(p + 64, width - 64), bias, subnormals, out + 2 * kNextStep);
-        if (left || right || extreme) [[unlikely]] s.mark(r);
-    }
-}
-
-FOURFOLD_INLINE void decode_bf16(Slab& s, index_t k, index_t begin, index_t end, Tiles& tiles) {
-    const index_t bytes = 2 * s.matrix.columns, width = bytes - 2 * k, ahead = distance_ahead(bytes, 2 * k);
-    const std::uint8_t* p = s.matrix.weight + (s.row + begin) * bytes + 2 * k;
-    for (index_t r = begin; r < end; ++r, p += bytes)
-        for (index_t i = 0; i < kUnitSteps; ++i) {
-            fetch_line(p + ahead + 64 * i);
-            _mm512_store_si512(place(tiles, r) + i * kNextStep, line(p + 64 * i, width - 64 * i));
-        }
-}
-
-// One unit of columns from k on, zeros beyond the matrix, of the rows from begin on.
-template <Format format>
-FOURFOLD_INLINE void decode(Slab& s, index_t k, index_t begin, index_t end, Tiles& tiles) {
-    end = std::min(end, s.count);
-    if constexpr (format == Format::Fp4) {
-        if (k % kDepth == 0 && begin == 0) prepare_fp4(s, k);
-        decode_fp4(s, k, begin, end, tiles);
-    } else if constexpr (format == Format::Fp8) {
-        decode_fp8(s, k, begin, end, tiles);
-    } else {
-        decode_bf16(s, k, begin, end, tiles);
-    }
 }
 
 // Where column k stands in that order.
@@ -264,7 +65,7 @@ void arrange(Format format, const bf16_t* x, index_t columns, bf16_t* out) {
     for (index_t k = 0; k < width; k += kUnit) {
         __m512i in[kUnitSteps];
         for (index_t i = 0; i < kUnitSteps; ++i)
-            in[i] = line(reinterpret_cast<const std::uint8_t*>(x + k + i * kStep), 2 * (columns - k - i * kStep));
+            in[i] = line<false>(reinterpret_cast<const std::uint8_t*>(x + k + i * kStep), 2 * (columns - k - i * kStep));
         if (format != Format::Bf16) {
             Split first = split(in[0], in[1]), second = split(in[2], in[3]);
             if (format == Format::Fp4) {
@@ -378,25 +179,35 @@ void scatter_pair(const Slab& s, const Sums& sums, const Widths& widths, index_t
 // Few tokens: the sums never leave their tiles.  A unit is decoded one ahead of its use, because a tile cannot be
 // loaded before the stores to its memory have left the store buffer; a quarter of it at a time, so that decoding goes
 // on while the last step's sums are under way.  `ready` is the first unit of this slab; in the end it is that of the
-// next one, if there is one.  Rows that a slab lacks hold what was there before: nobody reads their sums.
-template <Format format, int blocks>
+// next one, if there is one.
+template <class Unit, int blocks>
 FOURFOLD_INLINE void few(Slab& s, Slab* next, Tiles (&tiles)[2], index_t& ready, const bf16_t* const* x,
                          const Widths& widths, index_t n, float* const* y) {
-    constexpr index_t quarter = kSlab / kUnitSteps;
     const index_t columns = s.matrix.columns;
     zero_sums<blocks>();
     for (index_t k = 0; k < columns; k += kUnit, ready ^= 1) {
-        for (index_t i = 0; i < kUnitSteps; ++i) {
-            if (k + kUnit < columns)
-                decode<format>(s, k + kUnit, i * quarter, (i + 1) * quarter, tiles[ready ^ 1]);
-            else if (next)
-                decode<format>(*next, 0, i * quarter, (i + 1) * quarter, tiles[ready ^ 1]);
-            step<blocks>(tiles[ready][i], x, widths, k + i * kStep);
+        const Tiles& now = tiles[ready];
+        Slab* ahead = k + kUnit < columns ? &s : next;
+        if (ahead) {
+            const Unit unit(*ahead, ahead == &s ? k + kUnit : 0);
+#pragma GCC unroll 4
+            for (index_t i = 0; i < kUnitSteps; ++i) {
+                decode_quarter(*ahead, unit, i, tiles[ready ^ 1]);
+                step<blocks>(now[i], x, widths, k + i * kStep);
+            }
+        } else {
+            for (index_t i = 0; i < kUnitSteps; ++i) step<blocks>(now[i], x, widths, k + i * kStep);
         }
     }
     alignas(64) Sums sums;
     store_sums<blocks>(sums, widths);
     scatter_pair(s, sums, widths, n, y);
+}
+
+template <class Unit>
+void decode_unit(Slab& s, index_t k, Tiles& tiles) {
+    const Unit unit(s, k);
+    for (index_t i = 0; i < kUnitSteps; ++i) decode_quarter(s, unit, i, tiles);
 }
 
 // Many tokens: a slab's next 512 columns are decoded into the first-level cache, then meet all blocks of tokens.
@@ -417,12 +228,12 @@ FOURFOLD_INLINE void deep(const Tiles* tiles, index_t steps, const bf16_t* const
     store_sums<blocks>(sums, full);
 }
 
-template <Format format>
+template <class Unit>
 void many(Slab& s, Work& work, const bf16_t* const* x, index_t n, float* const* y) {
     const index_t blocks = ceil_div(n, kTile), pairs = blocks / 2;
     for (index_t k = 0; k < s.matrix.columns; k += kDepth) {
         const index_t depth = std::min(kDepth, s.matrix.columns - k), steps = ceil_div(depth, kUnit) * kUnitSteps;
-        for (index_t i = 0; i < depth; i += kUnit) decode<format>(s, k + i, 0, kSlab, work.tiles[i / kUnit]);
+        for (index_t i = 0; i < depth; i += kUnit) decode_unit<Unit>(s, k + i, work.tiles[i / kUnit]);
         for (index_t p = 0; p < pairs; ++p) deep<2>(work.tiles, steps, x + 2 * p, k, work.sums[p]);
         if (blocks % 2) deep<1>(work.tiles, steps, x + 2 * pairs, k, work.sums[pairs]);
     }
@@ -471,21 +282,21 @@ void odd_rows(const Slab& s, const bf16_t* const* x, const Widths& widths, index
     }
 }
 
-template <Format format, int blocks>
+template <class Unit, int blocks>
 void slabs_of_few(const Matrix& m, index_t begin, index_t end, const bf16_t* const* x, float* const* y, index_t n) {
     const Widths widths = {std::min(n, kTile), blocks == 2 ? n - kTile : kTile};
     configure(widths);
     alignas(64) Tiles tiles[2];
     index_t ready = 0;
     Slab slabs[2] = {{m, begin, end}, {m, begin, end}};
-    decode<format>(slabs[0], 0, 0, kSlab, tiles[0]);
+    decode_unit<Unit>(slabs[0], 0, tiles[0]);
     for (index_t row = begin, turn = 0; row < end; row += kSlab, turn ^= 1) {
         Slab* next = nullptr;
         if (row + kSlab < end) {
             next = &slabs[turn ^ 1];
             next->move_to(row + kSlab);
         }
-        few<format, blocks>(slabs[turn], next, tiles, ready, x, widths, n, y);
+        few<Unit, blocks>(slabs[turn], next, tiles, ready, x, widths, n, y);
         odd_rows(slabs[turn], x, widths, n, y);
     }
 }
@@ -497,7 +308,7 @@ index_t group_of(const Matrix& m) {
     return std::clamp<index_t>(fit, 2 * kSlab, kMostPairs * kSlab);
 }
 
-template <Format format>
+template <class Unit>
 void slabs_of_many(const Matrix& m, index_t begin, index_t end, const bf16_t* const* x, float* const* y, index_t n) {
     static thread_local Work* work = new Work;
     configure({kTile, kTile});
@@ -506,29 +317,29 @@ void slabs_of_many(const Matrix& m, index_t begin, index_t end, const bf16_t* co
         const index_t count = std::min(group, n - first);
         for (index_t row = begin; row < end; row += kSlab) {
             Slab s(m, row, end);
-            many<format>(s, *work, x + first / kTile, count, y + first);
+            many<Unit>(s, *work, x + first / kTile, count, y + first);
             odd_rows(s, x + first / kTile, {kTile, kTile}, count, y + first);
         }
     }
 }
 
-template <Format format>
+template <class Unit>
 void slabs(const Matrix& m, index_t begin, index_t end, const bf16_t* const* x, float* const* y, index_t n) {
     if (n <= kTile)
-        slabs_of_few<format, 1>(m, begin, end, x, y, n);
+        slabs_of_few<Unit, 1>(m, begin, end, x, y, n);
     else if (n <= kFew)
-        slabs_of_few<format, 2>(m, begin, end, x, y, n);
+        slabs_of_few<Unit, 2>(m, begin, end, x, y, n);
     else
-        slabs_of_many<format>(m, begin, end, x, y, n);
+        slabs_of_many<Unit>(m, begin, end, x, y, n);
 }
 
 void multiply(const Matrix& m, index_t begin, index_t end, const bf16_t* const* x, float* const* y, index_t n) {
     if (m.format == Format::Fp4)
-        slabs<Format::Fp4>(m, begin, end, x, y, n);
+        slabs<Fp4Unit>(m, begin, end, x, y, n);
     else if (m.format == Format::Fp8)
-        slabs<Format::Fp8>(m, begin, end, x, y, n);
+        slabs<Fp8Unit>(m, begin, end, x, y, n);
     else
-        slabs<Format::Bf16>(m, begin, end, x, y, n);
+        slabs<Bf16Unit>(m, begin, end, x, y, n);
     // Leave no tiles behind: their state would be saved at every switch of tasks.
     _tile_release();
 }
