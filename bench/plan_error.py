@@ -48,13 +48,13 @@ def measured(bench: Mapping[str, Any]) -> Iterator[Measured]:
 
     RequestError: results or limits are missing.
     """
-    limits = {(row.get("threads"), row.get("context")): row for row in bench.get("limits", ())}
+    limits = {_place(row): row for row in bench.get("limits", ())}
     settings = bench.get("settings", bench)
     kinds: tuple[Literal["decode", "prefill"], ...] = ("decode", "prefill")
     for row in bench.get("results", ()):
         if row.get("engine", _ENGINE) != _ENGINE:
             continue
-        limit = limits.get((row.get("threads"), row.get("context")), {})
+        limit = limits.get(_place(row), {})
         read = _best(limit.get("read_bytes_per_second"))
         peak = _best(limit.get("operations_per_second", {}).get(_PEAK))
         for kind in kinds:
@@ -65,6 +65,11 @@ def measured(bench: Mapping[str, Any]) -> Iterator[Measured]:
                 raise RequestError(f"limits of {row.get('threads')} threads lack read bandwidth or {_PEAK!r}")
             prompt = int(row.get("prompt", settings.get("prefill", 512)))
             yield Measured(kind, int(row["threads"]), int(row["context"]), prompt, rate, read, peak)
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes a row one of its kind."""
+    return row.get("threads"), row.get("context"), row.get("prompt")
 
 
 def _model(bench: Mapping[str, Any]) -> str | None:

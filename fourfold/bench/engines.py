@@ -20,7 +20,7 @@ _PATIENCE = 2.0  # seconds that a process has for ending
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured: `prefill` tokens, and `decode` tokens one by one, each after `context` tokens."""
+    """What is measured: `prefill` tokens, and `decode` (0: none) one by one, each after `context` tokens."""
 
     threads: int
     context: int
@@ -85,7 +85,7 @@ class WorkerEngine:
         found = self._ask(vars(cell))
         return Sample(
             cell.prefill / found["prefill_seconds"],
-            cell.decode / found["decode_seconds"],
+            cell.decode / found["decode_seconds"] if cell.decode else None,
             found["fill_seconds"],
         )
 

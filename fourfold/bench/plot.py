@@ -47,7 +47,8 @@ def draw(document: dict[str, Any], file: Path) -> None:
 def _lines(document: dict[str, Any], key: str) -> dict[tuple[str, int], list[tuple[int, float]]]:
     lines: dict[tuple[str, int], list[tuple[int, float]]] = {}
     for row in document["results"]:
-        if row[key] is not None:
+        # A further prompt is no point of the context's line: it is an average from nothing to its end.
+        if row[key] is not None and row["prompt"] == document["settings"]["prefill"][0]:
             lines.setdefault((row["engine"], row["threads"]), []).append((row["context"], row[key]["best"]))
     return lines
 

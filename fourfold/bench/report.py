@@ -20,7 +20,7 @@ def rows(
     """The document's `results`.
 
     Rates in tokens a second, each as best, median and samples.  first_token_seconds: of a prompt of context +
-    prefill tokens.  Our own rows also say what a decoded token must read and a prompt's token must multiply,
+    `prompt` tokens.  Our own rows also say what a decoded token must read and a prompt's token must multiply,
     and the shares of the machine's best bandwidth and peak that this makes; the others, how many times faster
     ours is (`times`), best against best.
     """
@@ -45,6 +45,7 @@ def limits(outcome: Outcome) -> list[dict[str, Any]]:
         {
             "threads": cell.threads,
             "context": cell.context,
+            "prompt": cell.prefill,
             "read_bytes_per_second": summary(samples),
             "operations_per_second": outcome.peaks[cell.threads],
         }
@@ -63,6 +64,7 @@ def _row(name: str, outcome: Outcome, cell: Cell) -> dict[str, Any]:
         "engine": name,
         "threads": cell.threads,
         "context": cell.context,
+        "prompt": cell.prefill,
         "prefill": prefill,
         "decode": summary([sample.decode for sample in samples]),
         "first_token_seconds": first,
@@ -80,9 +82,10 @@ def _shares(
     read, operations = decode_bytes(facts, config, cell.context, numerics), prefill_operations(facts, config)
     peaks, kind = outcome.peaks[cell.threads], PRODUCTS[numerics]
     multiplied = row["prefill"]["best"] * operations
+    decode = row["decode"]
     return {
         "bytes_per_token": read,
-        "bandwidth_share": row["decode"]["best"] * read / max(outcome.bandwidth[cell]),
+        "bandwidth_share": decode and decode["best"] * read / max(outcome.bandwidth[cell]),
         "operations_per_token": operations,
         "compute_type": kind,
         "compute_share": multiplied / peak_of(peaks, kind),
@@ -102,6 +105,7 @@ def table(document: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ..
         "engine",
         "threads",
         "context",
+        "prompt",
         "prefill tok/s",
         "median",
         "decode tok/s",
@@ -124,6 +128,7 @@ def _line(row: dict[str, Any]) -> tuple[str, ...]:
         row["engine"],
         str(row["threads"]),
         f"{row['context']:,}",
+        f"{row['prompt']:,}",
         *rates,
         _number(row["first_token_seconds"]),
         _percent(row.get("bandwidth_share")),

@@ -16,18 +16,27 @@ from fourfold.errors import RequestError
 class Settings:
     """What to measure: every number of threads at every context (tokens already seen), `repetitions` times.
 
-    prefill: tokens of a prompt. decode: tokens that follow one by one.
+    prefill: tokens of a prompt; of several lengths the first after every context, the others from nothing.
+    decode: tokens that follow one by one.
     """
 
     contexts: tuple[int, ...]
     threads: tuple[int, ...]
-    prefill: int
+    prefill: tuple[int, ...]
     decode: int
     repetitions: int
 
     def cells(self, threads: int) -> list[Cell]:
-        """One for each context, ascending."""
-        return [Cell(threads, context, self.prefill, self.decode) for context in sorted(set(self.contexts))]
+        """One for each context, ascending; then one for each further length of a prompt, without decoding."""
+        first, *others = dict.fromkeys(self.prefill)
+        cells = [Cell(threads, context, first, self.decode) for context in sorted(set(self.contexts))]
+        return cells + [Cell(threads, 0, length, 0) for length in others]
+
+    @property
+    def longest(self) -> int:
+        """Positions that the measurement needs."""
+        after = max(self.contexts) + max(self.prefill[0], self.decode)
+        return max(after, *self.prefill)
 
 
 def usual_contexts(longest: int) -> tuple[int, ...]:
@@ -78,7 +87,7 @@ def run(
             for cell in settings.cells(threads):
                 for engine in list(racing):
                     turn = f"{repetition + 1} of {settings.repetitions}, {threads} threads"
-                    progress(f"{turn}, context {cell.context:,}: {engine.name}")
+                    progress(f"{turn}, context {cell.context:,}, prompt {cell.prefill:,}: {engine.name}")
                     outcome.bandwidth[cell].append(machine.read_bandwidth(threads))
                     try:
                         outcome.samples[engine.name, cell].append(engine.measure(cell))

@@ -22,7 +22,7 @@ from fourfold.config import ModelConfig
 from fourfold.errors import RequestError
 from fourfold.weights.inspect import inspect_checkpoint
 
-FORMAT = 1
+FORMAT = 2
 """Of the document; grows when a key changes its meaning."""
 
 
@@ -95,11 +95,10 @@ def bench(
 
 
 def _check(settings: Settings, config: ModelConfig) -> None:
-    longest = max(settings.contexts) + max(settings.prefill, settings.decode)
-    if longest > config.max_position_embeddings:
+    if settings.longest > config.max_position_embeddings:
         raise RequestError(
-            f"the longest context and what follows it are {longest:,} tokens; this model has positions for "
-            f"{config.max_position_embeddings:,}: choose shorter --contexts"
+            f"the longest context and what follows it are {settings.longest:,} tokens; this model has "
+            f"positions for {config.max_position_embeddings:,}: choose shorter --contexts or --prefill"
         )
 
 

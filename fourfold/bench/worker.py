@@ -82,7 +82,7 @@ class Worker:
             if threads != self._threads:
                 self._begin(threads)
             if context not in self._states:
-                fill = self._fill(context, max(prefill, decode))
+                fill = self._fill(context, max(prefill, decode) if context else 0)
             kept = self._states[context]
             prompt = self._run(self._adapter.branch(kept), prefill, CHUNK)
             answer = self._run(self._adapter.branch(kept), decode, 1)
@@ -98,7 +98,7 @@ class Worker:
         self._run(state, 1, 1)
 
     def _fill(self, context: int, room: int) -> float:
-        """Seconds from nothing to `context` tokens; the state is kept."""
+        """Seconds from nothing to `context` tokens; the state is kept, `room` tokens after it can go again."""
         state = self._adapter.fresh(room)
         seconds = self._run(state, context, CHUNK)
         self._states[context] = self._adapter.keep(state)

@@ -65,7 +65,14 @@ def bench(
             show_default="0,512,2048 as far as the model reaches",
         ),
     ] = None,
-    prefill: Annotated[int, typer.Option(help="Tokens of the prompt that is timed.", min=1)] = 512,
+    prefill: Annotated[
+        str,
+        typer.Option(
+            callback=_numbers("prefill", 1),
+            help="Tokens of the prompt that is timed; of several, the first after every context, the others "
+            "from nothing.",
+        ),
+    ] = "512",
     decode: Annotated[int, typer.Option(help="Tokens that are timed one by one.", min=1)] = 32,
     threads: Annotated[
         str, typer.Option(callback=_numbers("threads", 1), help="CPU threads, one measurement for each.")
@@ -114,11 +121,12 @@ def bench(
     if plot is not None:
         plots.require()
     folder = resolve(path or fourfold.shipped_model())
-    longest = ModelConfig.from_file(folder).max_position_embeddings - max(prefill, decode)
+    prompts = tuple(map(int, prefill.split(",")))
+    longest = ModelConfig.from_file(folder).max_position_embeddings - max(prompts[0], decode)
     settings = Settings(
         contexts=tuple(map(int, contexts.split(","))) if contexts else usual_contexts(longest),
         threads=tuple(map(int, threads.split(","))),
-        prefill=prefill,
+        prefill=prompts,
         decode=decode,
         repetitions=repetitions,
     )

@@ -18,7 +18,7 @@ from fourfold.config import ModelConfig
 from fourfold.errors import CheckpointError
 from fourfold.weights.formats import E8M0_NAN, encode_e8m0, is_e8m0
 from fourfold.weights.layout import Entry, check_layout
-from fourfold.weights.memory import empty
+from fourfold.weights.memory import WeightMemory
 from fourfold.weights.names import parameter_of, scale_name
 from fourfold.weights.progress import byte_progress
 from fourfold.weights.shards import Reader, Stored
@@ -71,17 +71,23 @@ def read_items(
     items = sorted(items, key=lambda item: (item.stored.file, item.stored.start))
     total = sum(item.stored.nbytes for item in items)
     stacks: dict[str, tuple[Tensor, int]] = {}
+    memory = WeightMemory()
+
+    def empty(item: Item, *count: int) -> Tensor:
+        shape = (*count, *item.shape)
+        if torch.device(device).type == "cpu" and not _changes(item):
+            return memory.empty(shape, item.dtype)
+        return torch.empty(shape, dtype=item.dtype, device=device)
+
     with Reader() as reader, byte_progress("loading", total, show=progress) as advance:
         for item in items:
             if item.expert is None:
-                memory = empty(item.shape, item.dtype, device)
-                tensor = reader.copy(item.stored, memory, advance)
+                tensor = reader.copy(item.stored, empty(item), advance)
                 _check_values(item, tensor, config)
                 yield item.parameter, _in_memory(item, tensor)
                 continue
             if item.parameter not in stacks:
-                shape = (config.n_routed_experts, *item.shape)
-                stacks[item.parameter] = (empty(shape, item.dtype, device), 0)
+                stacks[item.parameter] = (empty(item, config.n_routed_experts), 0)
             stack, filled = stacks[item.parameter]
             _check_values(item, reader.copy(item.stored, stack[item.expert], advance), config)
             stacks[item.parameter] = (stack, filled + 1)
@@ -132,11 +138,16 @@ def _check_values(item: Item, tensor: Tensor, config: ModelConfig) -> None:
             raise CheckpointError(f"{item.stored}: has expert numbers out of range; allowed: 0 to {most}")
 
 
+def _changes(item: Item) -> bool:
+    """Whether `_in_memory` may make another tensor of it."""
+    return item.dtype == torch.int32 or (item.parameter.endswith(".scale") and item.dtype == torch.float32)
+
+
 def _in_memory(item: Item, tensor: Tensor) -> Tensor:
     """The parameter as the model keeps it: float32 powers of two become e8m0, integers int64."""
     if tensor.dtype == torch.int32:
         return tensor.to(torch.int64)
-    if item.parameter.endswith(".scale") and tensor.dtype == torch.float32:
+    if _changes(item):
         rows = tensor.view(-1, tensor.shape[-1]).split(1 << 16)  # in parts: a stack of scales can be large
         if all(is_e8m0(part) for part in rows):
             return torch.cat([encode_e8m0(part) for part in rows]).view(tensor.shape)

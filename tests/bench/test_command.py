@@ -9,7 +9,7 @@ import pytest
 
 from fourfold.cli.main import main
 
-WORDS = ("--contexts", "0,20", "--prefill", 8, "--decode", 2, "--threads", 1, "--repetitions", 2)
+WORDS = ("--contexts", "0,20", "--prefill", "8,30", "--decode", 2, "--threads", 1, "--repetitions", 2)
 
 
 def call(capfd, *words):
@@ -39,11 +39,11 @@ def test_a_whole_run(capfd, tiny_folder, tmp_path, quick_machine, llama_bench):
 
 
 def check_document(document):
-    assert document["format"] == 1
+    assert document["format"] == 2
     assert document["settings"] == {
         "contexts": [0, 20],
         "threads": [1],
-        "prefill": 8,
+        "prefill": [8, 30],
         "decode": 2,
         "repetitions": 2,
         "probe_bytes": 4 << 20,
@@ -55,19 +55,22 @@ def check_document(document):
     assert {"commit", "command", "date", "activity"} <= document.keys()
     own = document["engines"]["fourfold"]
     assert 0 < own["load_seconds"] < own["start_seconds"] and own["peak_bytes"] > 1 << 24
-    rows = {(row["engine"], row["context"]): row for row in document["results"]}
-    assert len(rows) == len(document["results"]) == 6
-    for (engine, _), row in rows.items():
-        assert row["threads"] == 1 and len(row["decode"]["samples"]) == 2
-        assert row["prefill"]["best"] >= row["prefill"]["median"] > 0
+    rows = {(row["engine"], row["context"], row["prompt"]): row for row in document["results"]}
+    assert len(rows) == len(document["results"]) == 9
+    for (engine, context, prompt), row in rows.items():
+        assert row["threads"] == 1 and row["prefill"]["best"] >= row["prefill"]["median"] > 0
+        if prompt == 30:
+            assert context == 0 and row["decode"] is None
+            continue
+        assert len(row["decode"]["samples"]) == 2
         if engine == "fourfold":
             assert row["bytes_per_token"] > document["model"]["weight_bytes_per_token"]
             assert row["bandwidth_share"] > 0 and row["compute_share"] > 0 and row["library_share"] > 0
             assert row["first_token_seconds"] > 0
         else:
-            ours = rows["fourfold", row["context"]]["decode"]["best"]
+            ours = rows["fourfold", context, prompt]["decode"]["best"]
             assert row["times"]["decode"] == pytest.approx(ours / row["decode"]["best"])
-    assert [limit["context"] for limit in document["limits"]] == [0, 20]
+    assert [limit["context"] for limit in document["limits"]] == [0, 20, 0]
 
 
 def test_json_alone(capfd, tiny_folder, quick_machine, monkeypatch):
@@ -84,6 +87,7 @@ def test_json_alone(capfd, tiny_folder, quick_machine, monkeypatch):
     [
         (("--contexts", "0,x"), "'x' in --contexts"),
         (("--threads", "0"), "'0' in --threads"),
+        (("--prefill", "512,0"), "'0' in --prefill"),
         (("--compare", "vllm"), "allowed: transformers, llama.cpp"),
         (("--plot", "run.pdf"), ".svg, .png"),
         (("--out", "nowhere/run.json"), "no folder nowhere"),

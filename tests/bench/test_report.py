@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from fourfold.bench.engines import Cell, Sample
 from fourfold.bench.report import limits, rows, table
 from fourfold.bench.run import Outcome, Settings
@@ -9,7 +11,7 @@ from fourfold.bench.traffic import decode_bytes, kv_read_bytes, prefill_operatio
 from fourfold.config import ModelConfig
 from fourfold.weights.inspect import inspect_checkpoint
 
-SETTINGS = Settings(contexts=(100,), threads=(1,), prefill=50, decode=2, repetitions=2)
+SETTINGS = Settings(contexts=(100,), threads=(1,), prefill=(50,), decode=2, repetitions=2)
 CELL = Cell(1, 100, 50, 2)
 
 
@@ -51,8 +53,19 @@ def test_rows_have_shares_and_ratios(tiny_folder):
     assert limit["read_bytes_per_second"]["best"] == 2e9
 
 
+def test_a_prompt_that_nothing_follows_has_no_share_of_the_bandwidth(tiny_folder):
+    config, facts = ModelConfig.from_file(tiny_folder), inspect_checkpoint(tiny_folder)
+    found, cell = outcome(), Cell(1, 0, 90, 0)
+    found.samples["fourfold", cell], found.bandwidth[cell] = [Sample(150.0, None)], [1e9]
+    settings = dataclasses.replace(SETTINGS, prefill=(50, 90))
+    _, _, row = rows(found, settings, facts, config, "fast")
+    assert (row["prompt"], row["context"], row["decode"], row["bandwidth_share"]) == (90, 0, None, None)
+    assert row["prefill"]["best"] == 150.0 and row["first_token_seconds"] == 90 / 150.0
+    assert [limit["prompt"] for limit in limits(found)] == [50, 90]
+
+
 def test_table_says_what_was_not_measured(tiny_folder):
     config, facts = ModelConfig.from_file(tiny_folder), inspect_checkpoint(tiny_folder)
     columns, lines = table({"results": rows(outcome(), SETTINGS, facts, config, "fast")})
     assert {len(line) for line in lines} == {len(columns)}
-    assert lines[1][:4] == ("peer", "1", "100", "-") and lines[1][-2:] == ("-", "4.00×")
+    assert lines[1][:5] == ("peer", "1", "100", "50", "-") and lines[1][-2:] == ("-", "4.00×")

@@ -8,7 +8,7 @@ from fourfold.bench.engines import Cell, Sample
 from fourfold.bench.run import Settings, run, summary, usual_contexts
 from fourfold.errors import RequestError
 
-SETTINGS = Settings(contexts=(8, 0), threads=(1, 2), prefill=4, decode=2, repetitions=3)
+SETTINGS = Settings(contexts=(8, 0), threads=(1, 2), prefill=(4,), decode=2, repetitions=3)
 
 
 class Fake:
@@ -57,6 +57,13 @@ def test_engines_take_turns_within_every_repetition():
     assert outcome.peaks[1] == {"f32 torch": 5.0, "bf16 torch": 15.0}
     assert outcome.peaks[2]["f32 torch"] == 10.0
     assert not outcome.left_out
+
+
+def test_further_prompts_begin_at_nothing_and_are_not_decoded_after():
+    settings = Settings(contexts=(8, 0), threads=(1,), prefill=(4, 30, 4), decode=2, repetitions=1)
+    assert settings.cells(1) == [Cell(1, 0, 4, 2), Cell(1, 8, 4, 2), Cell(1, 0, 30, 0)]
+    assert settings.longest == 30
+    assert SETTINGS.longest == 12
 
 
 def test_a_peer_that_fails_is_left_out_and_named():

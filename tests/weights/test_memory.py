@@ -1,16 +1,19 @@
-"""Memory: where large tensors begin; loading holds the weights and little else, writing one tensor, in a process
-of its own."""
+"""Memory: loading holds the weights and little else, writing one tensor; in a process of its own."""
 
 from __future__ import annotations
 
+import gc
+import mmap
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
+import pytest
 import torch
 
-from fourfold.weights.memory import HUGE_PAGE, empty
+from fourfold.weights import memory
 
 # Small steps of reading, so that a checkpoint of 200 MB shows whether mapped pages pile up.
 SCRIPT = """
@@ -51,20 +54,6 @@ print(sum(tensor.nbytes for tensor in tensors.values()) / 2**20)
 """
 
 
-def test_large_tensors_begin_at_a_huge_page():
-    for shape, dtype in (
-        ((5, 1 << 20), torch.int8),
-        ((3, 1 << 20), torch.float8_e8m0fnu),
-        ((1 << 20,), torch.bfloat16),
-    ):
-        tensor = empty(shape, dtype)
-        assert tensor.shape == shape and tensor.dtype == dtype and tensor.is_contiguous()
-        assert tensor.data_ptr() % HUGE_PAGE == 0
-        tensor.view(torch.uint8).fill_(7)
-        assert int(tensor.view(torch.uint8).to(torch.int64).sum()) == 7 * tensor.nbytes
-    assert empty((3,), torch.float32).shape == (3,)
-
-
 def test_peaks(tmp_path: Path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
@@ -74,3 +63,55 @@ def test_peaks(tmp_path: Path):
     assert weights > 150
     assert writing < 100
     assert loading < weights + 40
+
+
+def test_tensors_share_blocks_but_nothing_else(monkeypatch):
+    monkeypatch.setattr(memory, "_BLOCK", 1 << 16)
+    kept = memory.WeightMemory()
+    shapes = [
+        ((), torch.float32),
+        ((3, 5), torch.int8),
+        ((100, 100), torch.bfloat16),
+        ((300, 100), torch.uint8),
+    ]
+    tensors = [kept.empty(shape, dtype) for shape, dtype in [*shapes, ((1 << 15,), torch.float32), *shapes]]
+    for number, tensor in enumerate(tensors):
+        assert tensor.is_contiguous() and tensor.data_ptr() % 64 == 0
+        tensor.fill_(number)
+    for number, tensor in enumerate(tensors):
+        assert (tensor == number).all()
+        assert tensor._version == 1 and tensor.untyped_storage().nbytes() == tensor.nbytes
+    assert [(tuple(tensor.shape), tensor.dtype) for tensor in tensors[:4]] == shapes
+
+
+def test_a_block_goes_with_its_last_tensor(monkeypatch):
+    monkeypatch.setattr(memory, "_BLOCK", 1 << 16)
+    blocks = []
+
+    def remember(size: int) -> Block:
+        block = Block(-1, size)
+        blocks.append(weakref.ref(block))
+        return block
+
+    monkeypatch.setattr(memory, "reserve", remember)
+    kept = memory.WeightMemory()
+    first, second, large = (kept.empty((size,), torch.uint8) for size in (1 << 15, 1 << 15, 1 << 17))
+    assert len(blocks) == 2
+    del kept, first, large
+    gc.collect()
+    assert [block() is None for block in blocks] == [False, True]
+    del second
+    gc.collect()
+    assert blocks[0]() is None
+
+
+class Block(mmap.mmap):
+    """Memory that can be watched."""
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="no huge pages to ask for")
+def test_memory_asks_for_huge_pages():
+    held = memory.reserve(8 << 20)
+    assert len(held) == 8 << 20 and held[:4] == bytes(4)
+    lines = Path("/proc/self/smaps").read_text(encoding="utf-8").split("VmFlags:")[1:]
+    assert any(" hg" in line.splitlines()[0] for line in lines)

@@ -15,6 +15,7 @@ from types import ModuleType
 import torch
 
 from fourfold.errors import KernelError
+from fourfold.kernels.cpu import nodes
 
 
 def _load() -> tuple[ModuleType | None, str]:
@@ -31,6 +32,8 @@ def _load() -> tuple[ModuleType | None, str]:
     if wanted and not _native.use_isa(wanted):
         allowed = ", ".join((*_native.supported_isas(), "reference"))
         raise KernelError(f"FOURFOLD_ISA={wanted} does not run on this machine; allowed: {allowed}")
+    _native.keep_freed_memory()
+    _native.place_helpers(nodes.processors())
     _native.set_threads(_threads())
     return _native, ""
 
@@ -51,6 +54,15 @@ def use_threads(count: int) -> None:
     """Share products among `count` threads from now on, whatever FOURFOLD_THREADS said."""
     if native is not None:
         native.set_threads(count)
+
+
+def interleave(address: int, size: int) -> bool:
+    """Let the pages of this memory, not yet written, alternate between the machine's memory nodes.
+
+    False: there is one node, or the system refuses; pages then lie on the node of whoever first writes them.
+    """
+    numbers = [node.number for node in nodes.here()]
+    return native is not None and len(numbers) > 1 and native.interleave(address, size, numbers)
 
 
 def available() -> bool:

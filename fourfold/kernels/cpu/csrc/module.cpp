@@ -5,10 +5,13 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "argument.h"
 #include "composed_ops.h"
 #include "isa.h"
+#include "memory.h"
 #include "module_machine.h"
 #include "thread_pool.h"
 
@@ -242,6 +245,11 @@ NB_MODULE(_native, m) {
     m.def("threads", [] { return ThreadPool::instance().threads(); });
     m.def("set_threads", [](int n) { ThreadPool::instance().set_threads(n); }, nb::arg("threads"));
     using nb::arg;
+    m.def("place_helpers", [](std::vector<std::vector<int>> processors) {
+        ThreadPool::instance().place_helpers(std::move(processors));
+    }, arg("processors"));
+    m.def("keep_freed_memory", &keep_freed_memory);
+    m.def("interleave", &interleave, arg("address"), arg("size"), arg("nodes"));
     m.def("linear", &py_linear, arg("x"), arg("weight"), arg("scale").none(), arg("rounding"), arg("y"));
     m.def("grouped_linear", &py_grouped_linear, arg("x"), arg("weight"), arg("scale").none(), arg("rounding"), arg("y"));
     m.def("experts", &py_experts, arg("x"), arg("indices"), arg("weights"), arg("w1"), arg("s1").none(), arg("w3"),

@@ -2,7 +2,11 @@
 
 #include <chrono>
 #include <thread>
+#include <utility>
 
+#ifdef __linux__
+#include <sched.h>
+#endif
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
@@ -15,6 +19,17 @@ void pause_briefly() {
     _mm_pause();
 #elif defined(__aarch64__)
     __asm__ __volatile__("yield");
+#endif
+}
+
+// Refused (a processor was taken from us in the meantime): the thread runs wherever the system puts it.
+void stay_on([[maybe_unused]] const std::vector<int>& processors) {
+#ifdef __linux__
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    for (const int cpu : processors)
+        if (cpu >= 0 && cpu < CPU_SETSIZE) CPU_SET(cpu, &set);
+    sched_setaffinity(0, sizeof set, &set);
 #endif
 }
 
@@ -31,10 +46,16 @@ ThreadPool& ThreadPool::instance() {
 
 void ThreadPool::set_threads(int threads) { threads_ = threads < 1 ? 1 : threads; }
 
+void ThreadPool::place_helpers(std::vector<std::vector<int>> processors) { processors_ = std::move(processors); }
+
 void ThreadPool::start_helpers() {
     while (helpers_ < threads_ - 1) {
         const int number = ++helpers_;
-        std::thread([this, number] { help(number); }).detach();
+        const auto own = processors_.empty() ? std::vector<int>{} : processors_[number % processors_.size()];
+        std::thread([this, number, own] {
+            if (!own.empty()) stay_on(own);
+            help(number);
+        }).detach();
     }
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <mutex>
 #include <type_traits>
+#include <vector>
 
 namespace fourfold {
 
@@ -17,6 +18,10 @@ public:
     // Threads that work at once, the caller included.
     int threads() const { return threads_; }
     void set_threads(int threads);
+
+    // Groups of processors: helper k stays on those of group k mod n.  None: the system places the helpers.
+    // For helpers that have not started yet.
+    void place_helpers(std::vector<std::vector<int>> processors);
 
     // piece(0) .. piece(count - 1), each once, in any order and on any thread; returns when all are done.
     // A second caller at the same time, or one inside a piece, does its own pieces alone.
@@ -35,6 +40,7 @@ private:
 
     std::atomic<int> threads_{1};
     int helpers_ = 0;
+    std::vector<std::vector<int>> processors_;
     std::mutex busy_;
 
     // Pieces left to claim, counted down.  A helper that claims one knows that the job below is the current
