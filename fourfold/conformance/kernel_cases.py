@@ -40,14 +40,14 @@ class Draw:
     """Random inputs, the same on every machine."""
 
     def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.randn(shape, generator=self._generator).to(dtype)
+        return torch.randn(shape, generator=self.generator).to(dtype)
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
         """Whole numbers from low to high - 1, int64."""
-        return torch.randint(low, high, shape, generator=self._generator)
+        return torch.randint(low, high, shape, generator=self.generator)
 
     def stored(self, format: str, *shape: int) -> tuple[Tensor, Tensor | None]:
         """A weight [..., O, I] of about unit scale as a checkpoint stores it, and its scale."""
@@ -98,7 +98,7 @@ def _grouped_linear(draw: Draw) -> Iterator[Case]:
 def _experts(draw: Draw) -> Iterator[Case]:
     for format in ("f32", "fp8", "fp4"):
         for tokens, rounding in ((1, NONE), (19, NONE), (19, Rounding.BF16), (1, FP8), (19, FP8)):
-            indices = torch.stack([torch.randperm(8, generator=draw._generator)[:3] for _ in range(tokens)])
+            indices = torch.stack([torch.randperm(8, generator=draw.generator)[:3] for _ in range(tokens)])
             x = draw.normal(tokens, 256) / 16
             weights = draw.normal(tokens, 3).abs()
             w1, s1 = draw.stored(format, 8, 128, 256)
@@ -195,7 +195,7 @@ def _sparse_attention(draw: Draw) -> Iterator[Case]:
 
 def _choices(draw: Draw, tokens: int, entries: int) -> Tensor:
     """[2, T, 7] ascending entry numbers, the first query with fewer."""
-    rows = [torch.randperm(entries, generator=draw._generator)[:7].sort().values for _ in range(2 * tokens)]
+    rows = [torch.randperm(entries, generator=draw.generator)[:7].sort().values for _ in range(2 * tokens)]
     index = torch.stack(rows).view(2, tokens, 7)
     index[:, 0, 3:] = -1
     return index
@@ -214,9 +214,16 @@ def _hyper_connections(draw: Draw) -> Iterator[Case]:
         yield Case("hc_pre", f"{label}, bfloat16", half, BF16, {"iters": 20, **options})
         comb = draw.normal(batch, tokens, n, n).softmax(-1)
         output = draw.normal(batch, tokens, width)
-        yield Case("hc_post", label, (output, streams, draw.normal(batch, tokens, n), comb), F32)
-        half = (output.to(torch.bfloat16), streams.to(torch.bfloat16), draw.normal(batch, tokens, n), comb)
-        yield Case("hc_post", f"{label}, bfloat16", half, BF16)
+        back = (output, streams, draw.normal(batch, tokens, n), comb)
+        yield Case("hc_post", label, back, F32)
+        half_back = (output.to(torch.bfloat16), streams.to(torch.bfloat16), *back[2:])
+        yield Case("hc_post", f"{label}, bfloat16", half_back, BF16)
+        norm = draw.normal(width)
+        yield Case("hc_input", label, (*mixing, norm), F32, {"iters": 20, **options})
+        yield Case("hc_input", f"{label}, bfloat16", (*half, norm), BF16, {"iters": 20, **options})
+        yield Case("hc_next", label, (*back, *mixing[1:], norm), F32, {"iters": 20, **options})
+        narrow = (*half_back, *mixing[1:], norm)
+        yield Case("hc_next", f"{label}, bfloat16", narrow, BF16, {"iters": 20, **options})
         head = (streams, draw.normal(n, n * width) / 8, draw.normal(1), draw.normal(n))
         yield Case("hc_head", label, head, F32, options)
 
@@ -232,12 +239,13 @@ def _rounding(draw: Draw) -> Iterator[Case]:
                 yield Case(operation, label, (x.to(dtype), group), SAME)
 
 
-def _composed(draw: Draw) -> Iterator[Case]:
+def _attention_layer(draw: Draw) -> Iterator[Case]:
     heads, width, rank, model, groups, m = 4, 64, 128, 256, 2, 4
     for tokens in (1, 9):
         angles = draw.normal(2, tokens, 16) * 100
         turn = angles.cos(), angles.sin()
         positions = draw.integers(0, 1000, 2, tokens)
+        ends = torch.arange(20 - tokens + 1, 21).expand(2, tokens)
         for rounding, bound in ((NONE, F32), (Rounding.BF16, FLIPS)):
             label = f"2 x {tokens} tokens, inputs {rounding.name.lower()}"
             x = draw.normal(2, tokens, model)
@@ -245,15 +253,41 @@ def _composed(draw: Draw) -> Iterator[Case]:
             wkv = draw.stored("fp8", width, model)
             norms = draw.normal(rank), draw.normal(width)
             arguments = (x, wq_a, norms[0], wq_b, wkv, norms[1], *turn, heads, 1e-6, (rounding,) * 3)
-            yield Case("attention_inputs", label, arguments, bound)
-            o = draw.normal(2, tokens, heads, width)
+            small, large = (
+                (draw.stored("bf16", size, model), draw.stored("bf16", size, model), draw.normal(m, size))
+                for size in (32, width)
+            )
+            for count, compressors in enumerate(((), (large,), (large, small))):
+                inputs = (*arguments, compressors, positions, rounding)
+                yield Case("attention_inputs", f"{label}, {count} compressors", inputs, bound)
+            yield Case("compressor_inputs", label, (x, large, positions, rounding), F32)
+            queries, window = draw.normal(2, tokens, heads, width), draw.normal(2, 20, width)
             wo_a = draw.stored("fp8", groups * 128, heads * width // groups)
             wo_b = draw.stored("fp8", model, groups * 128)
-            output = (o, *turn, wo_a, groups, wo_b, (rounding,) * 2)
-            yield Case("attention_output", label, output, bound)
-            stored = draw.stored("bf16", width, model), draw.stored("bf16", width, model)
-            pending = (x, *stored, draw.normal(m, width), positions, rounding)
-            yield Case("compressor_inputs", label, pending, F32)
+            output = (rounding, *turn, wo_a, groups, wo_b, (rounding,) * 2)
+            for entries in (None, draw.normal(2, 7, width)):
+                rows = torch.stack([ends - 12, ends], dim=-1)
+                seen = None if entries is None else rows.clamp_max(7)
+                sources = (window, rows, entries, seen, None, draw.normal(heads), width**-0.5)
+                source = "window" if entries is None else "window and entries"
+                yield Case("attention", f"{label}, {source}", (queries, *sources, *output), bound)
+
+
+def _mixture(draw: Draw) -> Iterator[Case]:
+    for routed, shared in (("fp4", "fp8"), ("bf16", "bf16"), ("fp8", "f32")):
+        for tokens, rounding in ((1, NONE), (9, NONE), (9, Rounding.BF16), (9, FP8)):
+            x = draw.integers(-2, 3, 2, tokens, 256).float() / 16
+            stacks = tuple(draw.stored(routed, 8, *shape) for shape in ((128, 256), (128, 256), (256, 128)))
+            alone = tuple(draw.stored(shared, *shape) for shape in ((128, 256), (128, 256), (256, 128)))
+            bound = F32 if rounding is NONE else FLIPS
+            label = f"{routed} and {shared}, 2 x {tokens} tokens, inputs {rounding.name.lower()}"
+            router, bias = draw.integers(-2, 3, 8, 256).float() / 16, draw.integers(0, 2, 8).float()
+            known = torch.stack([torch.randperm(8, generator=draw.generator)[:3] for _ in range(2 * tokens)])
+            own = NONE if shared == "f32" else rounding
+            rest = (3, 1.5, stacks, alone, 10.0, (rounding, own))
+            yield Case("moe", f"{label}, by score", (x, router, bias, None, *rest), bound)
+            yield Case("moe", f"{label}, known", (x, router, None, known, *rest), bound)
+            yield Case("shared_expert", label, (x.flatten(0, 1), alone, 10.0, own), bound)
 
 
 _FAMILIES: tuple[Callable[[Draw], Iterator[Case]], ...] = (
@@ -270,5 +304,6 @@ _FAMILIES: tuple[Callable[[Draw], Iterator[Case]], ...] = (
     _sparse_attention,
     _hyper_connections,
     _rounding,
-    _composed,
+    _attention_layer,
+    _mixture,
 )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fourfold.errors import KernelError
 from fourfold.kernels import chips, composed, reference
-from fourfold.kernels.composed import Stored
+from fourfold.kernels.composed import CompressorWeights, ExpertWeights, Stored
 from fourfold.kernels.formats import Rounding
 
 OPERATIONS = (
@@ -40,10 +40,14 @@ OPERATIONS = (
     "round_fp8",
     "round_fp4",
     "attention_inputs",
-    "attention_output",
+    "attention",
     "compressor_inputs",
+    "hc_input",
+    "hc_next",
+    "shared_expert",
+    "moe",
 )
-COMPOSED = OPERATIONS[-3:]
+COMPOSED = OPERATIONS[OPERATIONS.index("attention_inputs") :]
 """Operations that are several others in a row; a chip without its own form runs those (composed.py)."""
 
 _REFERENCE: dict[str, Callable[..., Any]] = {
@@ -324,19 +328,33 @@ def attention_inputs(
     heads: int,
     eps: float,
     roundings: tuple[Rounding, Rounding, Rounding],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Everything between a layer's input and its attention, window part.
+    compressors: tuple[CompressorWeights, ...],
+    positions: Tensor,
+    to_compressors: Rounding,
+) -> tuple[Tensor, ...]:
+    """Everything that is made of a layer's input before its attention: (qr, q, kv, rows of each compressor).
 
     qr = rms_norm(wq_a·x, q_norm);  q = rope(rms_norm(wq_b·qr), head by head);  kv = rope(rms_norm(wkv·x,
-    kv_norm)).  x [B, T, D]; a stored weight is (weight, scale); cos, sin [B, T, R/2]; roundings: of the
-    inputs of wq_a, wq_b and wkv; returns qr [B, T, q_lora_rank], q [B, T, H, C], kv [B, T, C] in the dtype of
-    x.  V4 report 2.3.
+    kv_norm));  rows = compressor_inputs(x).  x [B, T, D]; a stored weight is (weight, scale); cos, sin
+    [B, T, R/2]; roundings: of the inputs of wq_a, wq_b and wkv; positions [B, T] int64; returns
+    qr [B, T, q_lora_rank], q [B, T, H, C], kv [B, T, C] in the dtype of x, rows as there.  V4 report 2.3.
     """
-    return _impl("attention_inputs", x)(x, wq_a, q_norm, wq_b, wkv, kv_norm, cos, sin, heads, eps, roundings)
+    return _impl("attention_inputs", x)(
+        x, wq_a, q_norm, wq_b, wkv, kv_norm, cos, sin, heads, eps, roundings,
+        compressors, positions, to_compressors,
+    )  # fmt: skip
 
 
-def attention_output(
-    o: Tensor,
+def attention(
+    q: Tensor,
+    window: Tensor,
+    window_range: Tensor,
+    entries: Tensor | None,
+    entry_range: Tensor | None,
+    entry_index: Tensor | None,
+    sink: Tensor,
+    scale: float,
+    rounding: Rounding,
     cos: Tensor,
     sin: Tensor,
     wo_a: Stored,
@@ -344,22 +362,94 @@ def attention_output(
     wo_b: Stored,
     roundings: tuple[Rounding, Rounding],
 ) -> Tensor:
-    """wo_b · (the groups' wo_a · inverse rope(o)).
+    """wo_b · (the groups' wo_a · inverse rope(o)) with o = sparse_attention(q, ...).
 
-    o [B, T, H, C]; cos, sin [B, T, R/2]; roundings: of the inputs of wo_a and wo_b; returns [B, T, D].
-    V4 report 2.3.1.
+    q to rounding: as there; cos, sin [B, T, R/2]; roundings: of the inputs of wo_a and wo_b; returns
+    [B, T, D] in the dtype of q.  V4 report 2.3.1.
     """
-    return _impl("attention_output", o)(o, cos, sin, wo_a, groups, wo_b, roundings)
+    return _impl("attention", q)(
+        q, window, window_range, entries, entry_range, entry_index, sink, scale, rounding,
+        cos, sin, wo_a, groups, wo_b, roundings,
+    )  # fmt: skip
 
 
-def compressor_inputs(
-    x: Tensor, wkv: Stored, wgate: Stored, ape: Tensor, positions: Tensor, rounding: Rounding
-) -> Tensor:
+def compressor_inputs(x: Tensor, weights: CompressorWeights, positions: Tensor, rounding: Rounding) -> Tensor:
     """[wkv·x, wgate·x + ape[position mod m]], what a compressor remembers of each token.
 
-    x [B, T, D]; ape [m, C] f32; positions [B, T] int64; returns [B, T, 2C] f32.  V4 report 2.3.1, eq. 9-12.
+    x [B, T, D]; weights: (wkv, wgate, ape), ape [m, C] f32; positions [B, T] int64; returns [B, T, 2C] f32.
+    V4 report 2.3.1, eq. 9-12.
     """
-    return _impl("compressor_inputs", x)(x, wkv, wgate, ape, positions, rounding)
+    return _impl("compressor_inputs", x)(x, weights, positions, rounding)
+
+
+def hc_input(
+    streams: Tensor,
+    fn: Tensor,
+    scale: Tensor,
+    base: Tensor,
+    norm: Tensor,
+    *,
+    iters: int,
+    norm_eps: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A sublayer's normed input: hc_pre, then rms_norm of what it mixed.
+
+    norm [D]: the norm's weight; the rest, and post and comb, as in `hc_pre`; norm_eps serves both norms.
+    """
+    return _impl("hc_input", streams)(streams, fn, scale, base, norm, iters=iters, norm_eps=norm_eps, eps=eps)
+
+
+def hc_next(
+    output: Tensor,
+    streams: Tensor,
+    post: Tensor,
+    comb: Tensor,
+    fn: Tensor,
+    scale: Tensor,
+    base: Tensor,
+    norm: Tensor,
+    *,
+    iters: int,
+    norm_eps: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """From one sublayer to the next: hc_post, then `hc_input` on the streams that it made.
+
+    Returns (streams, input, post, comb); arguments as in `hc_post` and `hc_input`.
+    """
+    return _impl("hc_next", streams)(
+        output, streams, post, comb, fn, scale, base, norm, iters=iters, norm_eps=norm_eps, eps=eps
+    )
+
+
+def shared_expert(x: Tensor, weights: ExpertWeights, limit: float, rounding: Rounding) -> Tensor:
+    """w2·swiglu(w1·x, w3·x): `experts` with one that every token chose.
+
+    x [N, D]; weights: stored w1, w3 [I, D] and w2 [D, I]; returns [N, D] f32.  V4 report 2.1.
+    """
+    return _impl("shared_expert", x)(x, weights, limit, rounding)
+
+
+def moe(
+    x: Tensor,
+    router: Tensor,
+    bias: Tensor | None,
+    chosen: Tensor | None,
+    k: int,
+    scaling: float,
+    routed: ExpertWeights,
+    shared: ExpertWeights,
+    limit: float,
+    roundings: tuple[Rounding, Rounding],
+) -> Tensor:
+    """A whole mixture of experts: route, the K chosen experts, and the shared one added to their sum.
+
+    x [B, T, D]; router [E, D]; bias [E] f32 for `route_topk`, or chosen [N, K] int64 for `route_hash`, the
+    other None; routed: stored w1, w3 [E, I, D] and w2 [E, D, I]; shared: as in `shared_expert`; roundings: of
+    the products' inputs of both; returns [B, T, D] in the dtype of x.  V4 report 2.1.
+    """
+    return _impl("moe", x)(x, router, bias, chosen, k, scaling, routed, shared, limit, roundings)
 
 
 def _register_cpu() -> None:

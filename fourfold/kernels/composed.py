@@ -15,6 +15,10 @@ from fourfold.kernels.formats import Rounding
 
 Stored = tuple[Tensor, Tensor | None]
 """A weight and its scale."""
+ExpertWeights = tuple[Stored, Stored, Stored]
+"""w1, w3 and w2, of one expert or of a stack."""
+CompressorWeights = tuple[Stored, Stored, Tensor]
+"""wkv, wgate and ape."""
 
 
 def attention_inputs(
@@ -30,17 +34,29 @@ def attention_inputs(
     heads: int,
     eps: float,
     roundings: tuple[Rounding, Rounding, Rounding],
-) -> tuple[Tensor, Tensor, Tensor]:
+    compressors: tuple[CompressorWeights, ...],
+    positions: Tensor,
+    to_compressors: Rounding,
+) -> tuple[Tensor, ...]:
     qr = ops.rms_norm(ops.linear(x, *wq_a, roundings[0]), q_norm, eps)
     q = ops.linear(qr, *wq_b, roundings[1]).unflatten(-1, (heads, -1))
     q = ops.rope(ops.rms_norm(q, None, eps), cos, sin, inverse=False)
     kv = ops.rms_norm(ops.linear(x, *wkv, roundings[2]), kv_norm, eps)
-    return qr, q, ops.rope(kv, cos, sin, inverse=False)
+    rows = [ops.compressor_inputs(x, weights, positions, to_compressors) for weights in compressors]
+    return qr, q, ops.rope(kv, cos, sin, inverse=False), *rows
 
 
-def attention_output(
+def attention(
     ops: Any,
-    o: Tensor,
+    q: Tensor,
+    window: Tensor,
+    window_range: Tensor,
+    entries: Tensor | None,
+    entry_range: Tensor | None,
+    entry_index: Tensor | None,
+    sink: Tensor,
+    scale: float,
+    rounding: Rounding,
     cos: Tensor,
     sin: Tensor,
     wo_a: Stored,
@@ -48,6 +64,9 @@ def attention_output(
     wo_b: Stored,
     roundings: tuple[Rounding, Rounding],
 ) -> Tensor:
+    o = ops.sparse_attention(
+        q, window, window_range, entries, entry_range, entry_index, sink, scale, rounding
+    )
     o = ops.rope(o, cos, sin, inverse=True)
     o = ops.grouped_linear(o.flatten(-2).unflatten(-1, (groups, -1)), *wo_a, groups, roundings[0])
     y: Tensor = ops.linear(o.flatten(-2), *wo_b, roundings[1])
@@ -55,15 +74,79 @@ def attention_output(
 
 
 def compressor_inputs(
-    ops: Any,
-    x: Tensor,
-    wkv: Stored,
-    wgate: Stored,
-    ape: Tensor,
-    positions: Tensor,
-    rounding: Rounding,
+    ops: Any, x: Tensor, weights: CompressorWeights, positions: Tensor, rounding: Rounding
 ) -> Tensor:
+    wkv, wgate, ape = weights
     x = x.float()
     values = ops.linear(x, *wkv, rounding).float()
     scores = ops.linear(x, *wgate, rounding).float() + ape[positions % ape.shape[0]]
     return torch.cat([values, scores], dim=-1)
+
+
+def hc_input(
+    ops: Any,
+    streams: Tensor,
+    fn: Tensor,
+    scale: Tensor,
+    base: Tensor,
+    norm: Tensor,
+    *,
+    iters: int,
+    norm_eps: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, post, comb = ops.hc_pre(streams, fn, scale, base, iters=iters, norm_eps=norm_eps, eps=eps)
+    return ops.rms_norm(x, norm, norm_eps), post, comb
+
+
+def hc_next(
+    ops: Any,
+    output: Tensor,
+    streams: Tensor,
+    post: Tensor,
+    comb: Tensor,
+    fn: Tensor,
+    scale: Tensor,
+    base: Tensor,
+    norm: Tensor,
+    *,
+    iters: int,
+    norm_eps: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    streams = ops.hc_post(output, streams, post, comb)
+    return streams, *ops.hc_input(streams, fn, scale, base, norm, iters=iters, norm_eps=norm_eps, eps=eps)
+
+
+def shared_expert(ops: Any, x: Tensor, weights: ExpertWeights, limit: float, rounding: Rounding) -> Tensor:
+    first = torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
+    once = torch.ones(x.shape[0], 1, device=x.device)
+    (w1, s1), (w3, s3), (w2, s2) = (
+        (weight.unsqueeze(0), None if scale is None else scale.unsqueeze(0)) for weight, scale in weights
+    )
+    y: Tensor = ops.experts(x, first, once, w1, s1, w3, s3, w2, s2, limit, rounding)
+    return y
+
+
+def moe(
+    ops: Any,
+    x: Tensor,
+    router: Tensor,
+    bias: Tensor | None,
+    chosen: Tensor | None,
+    k: int,
+    scaling: float,
+    routed: ExpertWeights,
+    shared: ExpertWeights,
+    limit: float,
+    roundings: tuple[Rounding, Rounding],
+) -> Tensor:
+    flat = x.flatten(0, -2)
+    if chosen is None:
+        indices, weights, _ = ops.route_topk(flat, router, bias, k, scaling)
+    else:
+        indices, weights, _ = ops.route_hash(flat, router, chosen, scaling)
+    (w1, s1), (w3, s3), (w2, s2) = routed
+    y = ops.experts(flat, indices, weights, w1, s1, w3, s3, w2, s2, limit, roundings[0])
+    y = y + ops.shared_expert(flat, shared, limit, roundings[1])
+    return y.to(x.dtype).view_as(x)

@@ -18,17 +18,20 @@ from fourfold.kernels.attention_reference import index_topk, sparse_attention
 from fourfold.kernels.formats import Rounding, decode, in_features, round_fp4, round_fp8, round_input
 
 __all__ = [
+    "attention",
     "attention_inputs",
-    "attention_output",
     "compressor_inputs",
     "experts",
     "grouped_linear",
     "hadamard",
     "hc_head",
+    "hc_input",
+    "hc_next",
     "hc_post",
     "hc_pre",
     "index_topk",
     "linear",
+    "moe",
     "pool",
     "rms_norm",
     "rope",
@@ -36,6 +39,7 @@ __all__ = [
     "round_fp8",
     "route_hash",
     "route_topk",
+    "shared_expert",
     "sparse_attention",
     "swiglu",
 ]
@@ -233,5 +237,9 @@ def hc_head(
 
 _PARTS = sys.modules[__name__]
 attention_inputs = partial(composed.attention_inputs, _PARTS)
-attention_output = partial(composed.attention_output, _PARTS)
+attention = partial(composed.attention, _PARTS)
 compressor_inputs = partial(composed.compressor_inputs, _PARTS)
+hc_input = partial(composed.hc_input, _PARTS)
+hc_next = partial(composed.hc_next, _PARTS)
+shared_expert = partial(composed.shared_expert, _PARTS)
+moe = partial(composed.moe, _PARTS)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -37,52 +40,71 @@ class Attention(nn.Module):
         self.wo_a = GroupedLinear(heads * width // self.groups, config.o_lora_rank, self.groups, numerics)
         self.wo_b = Linear(self.groups * config.o_lora_rank, config.hidden_size, numerics)
         self.attn_sink = nn.Parameter(torch.zeros(heads))
-        self.compressor = (
-            Compressor(config, ratio, width, overlapping=kind == "csa", numerics=numerics) if ratio else None
-        )
+        self.compressor = Compressor(config, ratio, width, overlapping=kind == "csa") if ratio else None
         self.indexer = Indexer(config, ratio, numerics) if kind == "csa" else None
+        # What forward needs, past nn.Module's lookup, which costs half a microsecond a module and token.
+        self._projections = self.wq_a, self.q_norm, self.wq_b, self.wkv, self.kv_norm, self.wo_a, self.wo_b
+        self._choosing = self.compressor, self.indexer
+        self._compressors: list[Compressor] = []
+        if self.compressor is not None:
+            self._compressors.append(self.compressor)
+        if self.indexer is not None:
+            self._compressors.append(self.indexer.compressor)
 
     def forward(self, x: Tensor, batch: ForwardBatch, memory: LayerMemory) -> Tensor:
         """x [B, T, D] -> [B, T, D]."""
-        angles = batch.token_angles(self.ratio > 0)
-        qr, q, kv = kernels.attention_inputs(
+        layout, numerics = batch.layout, self.numerics
+        wq_a, q_norm, wq_b, wkv, kv_norm, wo_a, wo_b = self._projections
+        cos, sin = batch.token_angles(self.ratio > 0)
+        qr, q, kv, *rows = kernels.attention_inputs(
             x,
-            self.wq_a.stored,
-            self.q_norm.weight,
-            self.wq_b.stored,
-            self.wkv.stored,
-            self.kv_norm.weight,
-            *angles,
+            wq_a.stored,
+            q_norm.gain,
+            wq_b.stored,
+            wkv.stored,
+            kv_norm.gain,
+            cos,
+            sin,
             self.heads,
             self.eps,
-            (self.wq_a.rounding, self.wq_b.rounding, self.wkv.rounding),
+            (wq_a.rounding, wq_b.rounding, wkv.rounding),
+            tuple([compressor.weights for compressor in self._compressors]),
+            layout.positions,
+            numerics.rounding,
         )
-        window = memory.window.extend(self.numerics.kv(kv, self.rope_width))
-        entries, visible, chosen = self._compressed(x, qr, batch, memory)
-        o = kernels.sparse_attention(
+        window = memory.window.extend(numerics.kv(kv, self.rope_width))
+        entries, visible, chosen = self._compressed(x, qr, rows, batch, memory)
+        own: Mapping[str, Any] = self._parameters
+        return kernels.attention(
             q,
             window,
-            batch.layout.window_range,
+            layout.window_range,
             entries,
             visible,
             chosen,
-            self.attn_sink,
+            own["attn_sink"],
             self.width**-0.5,
-            self.numerics.rounding,
-        )
-        roundings = self.wo_a.rounding, self.wo_b.rounding
-        return kernels.attention_output(
-            o, *angles, self.wo_a.stored, self.groups, self.wo_b.stored, roundings
+            numerics.rounding,
+            cos,
+            sin,
+            wo_a.stored,
+            self.groups,
+            wo_b.stored,
+            (wo_a.rounding, wo_b.rounding),
         )
 
     def _compressed(
-        self, x: Tensor, qr: Tensor, batch: ForwardBatch, memory: LayerMemory
+        self, x: Tensor, qr: Tensor, rows: list[Tensor], batch: ForwardBatch, memory: LayerMemory
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Entries [B, S, C], the range each query sees, and the indexer's choice among them if it made
-        one."""
-        if self.compressor is None:
+        """Entries [B, S, C] if there are any, the range each query sees, and the indexer's choice among them
+        if it made one.  rows: of the compressor, then of the indexer's."""
+        compressor, indexer = self._choosing
+        if compressor is None:
             return None, None, None
-        chosen = None if self.indexer is None else self.indexer(x, qr, batch, memory)
-        new = self.numerics.kv(self.compressor(x, batch, memory.tail), self.rope_width)
-        blocks = batch.layout.blocks(self.ratio, self.compressor.overlapping)
-        return memory.entries.extend(new), blocks.visible, chosen
+        chosen = None if indexer is None else indexer(x, qr, rows[1], batch, memory)
+        pending = memory.tail.extend(rows[0])
+        if batch.layout.completed(self.ratio):
+            new = self.numerics.kv(compressor(pending, batch), self.rope_width)
+            return memory.entries.extend(new), batch.layout.visible(self.ratio), chosen
+        entries = memory.entries.unchanged()
+        return entries, None if entries is None else batch.layout.visible(self.ratio), chosen

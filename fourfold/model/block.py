@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,17 @@ _INIT_STAY = 4.0
 """Logit advantage with which a fresh residual stream stays itself."""
 
 
+_MIXING = {half: tuple(f"hc_{half}_{name}" for name in ("fn", "scale", "base")) for half in ("attn", "ffn")}
+
+
+class _Mixing(TypedDict):
+    """Keyword arguments of the mHC operations."""
+
+    iters: int
+    norm_eps: float
+    eps: float
+
+
 class Block(nn.Module):
     """X = mHC(attention); X = mHC(MoE), on n residual streams X [B, T, n, D].  V4 report 2.2."""
 
@@ -37,33 +49,29 @@ class Block(nn.Module):
         self.ffn = MoE(config, numerics, hashed=hashed)
         self.hc_attn_fn, self.hc_attn_base, self.hc_attn_scale = _mixing_parameters(n, width)
         self.hc_ffn_fn, self.hc_ffn_base, self.hc_ffn_scale = _mixing_parameters(n, width)
+        self._sublayers = self.attn, self.ffn
+        self._norms = {"attn": self.attn_norm, "ffn": self.ffn_norm}
+        self._mixing: _Mixing = {
+            "iters": config.hc_sinkhorn_iters,
+            "norm_eps": config.rms_norm_eps,
+            "eps": config.hc_eps,
+        }
 
     def forward(self, streams: Tensor, batch: ForwardBatch, memory: LayerMemory) -> Tensor:
         """streams [B, T, n, D] -> same."""
-        self.ffn.experts.source.expect(streams, batch.ids)
-        streams = self._sublayer(
-            lambda u: self.attn(self.attn_norm(u), batch, memory),
-            streams,
-            (self.hc_attn_fn, self.hc_attn_scale, self.hc_attn_base),
-        )
-        return self._sublayer(
-            lambda u: self.ffn(self.ffn_norm(u), batch),
-            streams,
-            (self.hc_ffn_fn, self.hc_ffn_scale, self.hc_ffn_base),
-        )
+        attn, ffn = self._sublayers
+        ffn.source.expect(streams, batch.ids)
+        x, post, comb = kernels.hc_input(streams, *self._entry("attn"), **self._mixing)
+        y = attn(x, batch, memory)
+        streams, x, post, comb = kernels.hc_next(y, streams, post, comb, *self._entry("ffn"), **self._mixing)
+        return kernels.hc_post(ffn(x, batch), streams, post, comb)
 
-    def _sublayer(
-        self, f: Callable[[Tensor], Tensor], streams: Tensor, mixing: tuple[Tensor, Tensor, Tensor]
-    ) -> Tensor:
-        config = self.config
-        u, post, comb = kernels.hc_pre(
-            streams,
-            *mixing,
-            iters=config.hc_sinkhorn_iters,
-            norm_eps=config.rms_norm_eps,
-            eps=config.hc_eps,
-        )
-        return kernels.hc_post(f(u), streams, post, comb)
+    def _entry(self, half: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """How the streams become the input of a sublayer: fn, scale, base, and the norm's weight."""
+        # Past nn.Module's lookup, which costs half a microsecond a parameter, layer and token.
+        own: Mapping[str, Any] = self._parameters
+        fn, scale, base = (own[name] for name in _MIXING[half])
+        return fn, scale, base, self._norms[half].gain
 
 
 class HeadCollapse(nn.Module):

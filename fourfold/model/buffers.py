@@ -21,12 +21,19 @@ class KVBuffer(Protocol):
         """rows [B, T, D] -> [B, L, D], held rows first."""
         ...
 
+    def unchanged(self) -> Tensor | None:
+        """The same in a call that brings no rows; None if none has ever come."""
+        ...
+
 
 class FreshBuffer:
     """No memory: the buffer is what this call brings.  Autograd passes through."""
 
     def extend(self, rows: Tensor) -> Tensor:
         return rows
+
+    def unchanged(self) -> None:
+        return None
 
 
 class BufferGroup:
@@ -83,10 +90,15 @@ class Buffer:
 
     def extend(self, rows: Tensor) -> Tensor:
         begin = self.group.filled - self.group.start
-        end = begin + rows.shape[1]
         data = self._follow(rows)
-        data[:, begin:end] = rows
-        return data[:, :end]
+        data.narrow(1, begin, rows.shape[1]).copy_(rows)
+        return data.narrow(1, 0, begin + rows.shape[1])
+
+    def unchanged(self) -> Tensor | None:
+        if self._held is None:
+            return None
+        start, data = self._held
+        return data.narrow(1, self.group.start - start, self.group.filled - self.group.start)
 
     def held(self) -> Tensor:
         """The buffer as it was last written, from the group's start on."""
@@ -122,3 +134,7 @@ class JoinedBuffer:
     def extend(self, rows: Tensor) -> Tensor:
         parts = rows.split(self.sizes, dim=1)
         return torch.cat([b.extend(part) for b, part in zip(self.buffers, parts, strict=True)], dim=1)
+
+    def unchanged(self) -> Tensor | None:
+        held = [part for part in (b.unchanged() for b in self.buffers) if part is not None]
+        return torch.cat(held, dim=1) if held else None

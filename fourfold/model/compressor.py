@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from fourfold import kernels
 from fourfold.config import ModelConfig
+from fourfold.kernels.composed import CompressorWeights
 from fourfold.model.batch import ForwardBatch
-from fourfold.model.buffers import KVBuffer
 from fourfold.model.linear import INIT_STD, RMSNorm, StoredWeight
-from fourfold.model.numerics import Numerics
 
 
 class Compressor(nn.Module):
@@ -20,32 +22,27 @@ class Compressor(nn.Module):
     tokens and the first half of the m before.  All in float32.  V4 report 2.3.1, eq. 9-12; 2.3.2, eq. 20-23.
     """
 
-    def __init__(
-        self, config: ModelConfig, ratio: int, width: int, *, overlapping: bool, numerics: Numerics
-    ) -> None:
+    def __init__(self, config: ModelConfig, ratio: int, width: int, *, overlapping: bool) -> None:
         super().__init__()
-        self.numerics = numerics
         self.ratio, self.width, self.overlapping = ratio, width, overlapping
         channels = 2 * width if overlapping else width
         self.wkv = StoredWeight(channels, config.hidden_size)
         self.wgate = StoredWeight(channels, config.hidden_size)
         self.ape = nn.Parameter(torch.randn(ratio, channels) * INIT_STD)
         self.norm = RMSNorm(width, config.rms_norm_eps)
+        self._matrices = self.wkv, self.wgate
 
-    def forward(self, x: Tensor, batch: ForwardBatch, tail: KVBuffer) -> Tensor:
-        """x [B, T, D] -> the entries completed by these tokens, normed and turned, [B, S, width] float32."""
-        rows = kernels.compressor_inputs(
-            x,
-            self.wkv.stored,
-            self.wgate.stored,
-            self.ape,
-            batch.layout.positions,
-            self.numerics.rounding,
-        )
-        pending = tail.extend(rows)
+    @property
+    def weights(self) -> CompressorWeights:
+        """For `kernels.compressor_inputs`."""
+        wkv, wgate = self._matrices
+        own: Mapping[str, Any] = self._parameters
+        return wkv.stored, wgate.stored, own["ape"]
+
+    def forward(self, pending: Tensor, batch: ForwardBatch) -> Tensor:
+        """pending [B, L, 2C]: compressor_inputs of the held tokens and this call's -> the entries that these
+        complete, normed and turned, [B, S, width] float32."""
         blocks = batch.layout.blocks(self.ratio, self.overlapping)
-        if not blocks.tokens.shape[1]:
-            return pending.new_empty(*blocks.tokens.shape[:2], self.width)
         values, scores = self._gather(pending, blocks.tokens)
         entries = self.norm(kernels.pool(values, scores))
         return kernels.rope(entries, *batch.block_angles(self.ratio, self.overlapping), inverse=False)

@@ -26,18 +26,26 @@ class Indexer(nn.Module):
         self.numerics = numerics
         self.wq_b = Linear(config.q_lora_rank, self.heads * self.width, numerics)
         self.weights_proj = Linear(config.hidden_size, self.heads, numerics)
-        self.compressor = Compressor(config, ratio, self.width, overlapping=True, numerics=numerics)
+        self.compressor = Compressor(config, ratio, self.width, overlapping=True)
 
-    def forward(self, x: Tensor, qr: Tensor, batch: ForwardBatch, memory: LayerMemory) -> Tensor | None:
-        """x [B, T, D], qr [B, T, q_lora_rank] -> entries [B, T, K] int64, -1 padded; None when all are
-        kept."""
-        keys = self.numerics.index(kernels.hadamard(self.compressor(x, batch, memory.index_tail)))
-        keys = memory.index_entries.extend(keys)
-        blocks = batch.layout.blocks(self.ratio, overlapping=True)
-        if blocks.most_visible <= self.topk:
+    def forward(
+        self, x: Tensor, qr: Tensor, rows: Tensor, batch: ForwardBatch, memory: LayerMemory
+    ) -> Tensor | None:
+        """x [B, T, D], qr [B, T, q_lora_rank], rows: the compressor's of x -> entries [B, T, K] int64, -1
+        padded; None when all are kept."""
+        keys = self._keys(memory.index_tail.extend(rows), batch, memory)
+        layout = batch.layout
+        if keys is None or layout.most_visible(self.ratio) <= self.topk:
             return None
         q, weights = self.queries(x, qr, batch)
-        return kernels.index_topk(q, weights, keys, blocks.visible, self.topk)
+        return kernels.index_topk(q, weights, keys, layout.visible(self.ratio), self.topk)
+
+    def _keys(self, pending: Tensor, batch: ForwardBatch, memory: LayerMemory) -> Tensor | None:
+        """All index keys so far; None if there is none."""
+        if not batch.layout.completed(self.ratio):
+            return memory.index_entries.unchanged()
+        new = kernels.hadamard(self.compressor(pending, batch))
+        return memory.index_entries.extend(self.numerics.index(new))
 
     def queries(self, x: Tensor, qr: Tensor, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         """q [B, T, heads, width] and the heads' weights [B, T, heads] f32."""

@@ -26,6 +26,11 @@ class Segment:
     tail_starts: dict[int, int] = field(default_factory=dict)
     """The same for the compressors' pending inputs, by ratio; 0 where absent."""
 
+    @property
+    def positions(self) -> range:
+        """Of these tokens."""
+        return range(self.past, self.past + self.new)
+
     def completed(self, ratio: int) -> range:
         """Numbers of the blocks that these tokens complete."""
         return range(self.past // ratio, (self.past + self.new) // ratio)
@@ -40,85 +45,100 @@ class Blocks:
     """The blocks of one ratio that a call completes, S a row (padded with copies of row 0), all int64.
 
     tokens [B, S, m or 2m]: rows of the pending inputs that make each entry, -1 where there is no token;
-    positions [B, S]: position of each block's first token; visible [B, T, 2]: the entries each query sees.
+    positions [B, S]: position of each block's first token.
     """
 
     tokens: Tensor
     positions: Tensor
-    visible: Tensor
-    most_visible: int
 
 
 class Layout:
-    """positions [B, T] int64; window_range [B, T, 2] int64 into the window buffer; `blocks(ratio)`."""
+    """positions [B, T] int64; window_range [B, T, 2] int64 into the window buffer; what follows by ratio.
+
+    Its numbers are made in plain Python: for the one token of a decode step that is cheaper than tensors, and
+    for many it is nothing beside the pass through the model.
+    """
 
     def __init__(self, rows: Sequence[Sequence[Segment]], window: int, device: torch.device) -> None:
         self.rows = rows
         self.device = device
-        self.shape = (len(rows), sum(segment.new for segment in rows[0]))
-        self._segments = [segment for row in rows for segment in row]
-        self._counts = torch.tensor([segment.new for segment in self._segments])
-        past = self._per_token([segment.past for segment in self._segments])
-        first = self._per_token(_offsets([[s.new for s in row] for row in rows]))
-        column = torch.arange(self.shape[1], device=device).expand(self.shape)
-        self.positions = column - first + past
-        held = [[s.past + s.new - s.window_start for s in row] for row in rows]
-        starts = [s.window_start for s in self._segments]
-        shift = self._per_token([o - s for o, s in zip(_offsets(held), starts, strict=True)])
-        # Only an MTP block that catches up starts in the middle; its first outputs, short of a window, go
-        # unused.
-        low = torch.maximum(self.positions - window + 1, self._per_token(starts))
-        self.window_range = torch.stack([low + shift, self.positions + 1 + shift], dim=-1)
+        self.positions = self._tensor([[p for s in row for p in s.positions] for row in rows])
+        self.window_range = self._tensor([_windows(row, window) for row in rows])
+        self._completed: dict[int, int] = {}
+        self._visible: dict[int, Tensor] = {}
         self._blocks: dict[tuple[int, bool], Blocks] = {}
+
+    def completed(self, ratio: int) -> int:
+        """Blocks of `ratio` tokens that this call completes, in the row with most."""
+        if ratio not in self._completed:
+            self._completed[ratio] = max(sum(len(s.completed(ratio)) for s in row) for row in self.rows)
+        return self._completed[ratio]
+
+    def visible(self, ratio: int) -> Tensor:
+        """[B, T, 2] int64: the compressed entries that each query sees."""
+        if ratio not in self._visible:
+            self._visible[ratio] = self._tensor([_visible(row, ratio) for row in self.rows])
+        return self._visible[ratio]
+
+    def most_visible(self, ratio: int) -> int:
+        """Compressed entries that the longest sequence has."""
+        return max(s.entries(ratio) for row in self.rows for s in row)
 
     def blocks(self, ratio: int, overlapping: bool) -> Blocks:
         """The blocks of `ratio` tokens that this call completes; overlapping ones span the one before,
         too."""
         key = (ratio, overlapping)
         if key not in self._blocks:
-            self._blocks[key] = self._find_blocks(ratio, overlapping)
+            self._blocks[key] = self._find_blocks(ratio, 2 * ratio if overlapping else ratio)
         return self._blocks[key]
 
-    def _find_blocks(self, ratio: int, overlapping: bool) -> Blocks:
-        reach = 2 * ratio if overlapping else ratio
-        most = max(sum(len(s.completed(ratio)) for s in row) for row in self.rows)
-        tokens = torch.zeros(len(self.rows), most, reach, dtype=torch.int64)
-        positions = torch.zeros(len(self.rows), most, dtype=torch.int64)
-        for b, row in enumerate(self.rows):
-            at = offset = 0
-            for s in row:
-                start = s.tail_starts.get(ratio, 0)
-                numbers = torch.arange(s.completed(ratio).start, s.completed(ratio).stop)
-                inside = (numbers[:, None] + 1) * ratio - reach + torch.arange(reach)
-                here = slice(at, at + len(numbers))
-                tokens[b, here] = (inside - start + offset).where(inside >= 0, -1)
-                positions[b, here] = numbers * ratio
-                at += len(numbers)
-                offset += s.past + s.new - start
-        visible = self._visible(ratio)
-        return Blocks(tokens.to(self.device), positions.to(self.device), visible, self._most_visible(ratio))
+    def _find_blocks(self, ratio: int, reach: int) -> Blocks:
+        tokens, positions = [], []
+        for row in self.rows:
+            numbers = [(s, number) for s in row for number in s.completed(ratio)]
+            spare = self.completed(ratio) - len(numbers)
+            tokens.append(_block_tokens(row, ratio, reach) + [[0] * reach] * spare)
+            positions.append([number * ratio for _, number in numbers] + [0] * spare)
+        return Blocks(self._tensor(tokens), self._tensor(positions))
 
-    def _visible(self, ratio: int) -> Tensor:
-        base = self._per_token(_offsets([[s.entries(ratio) for s in row] for row in self.rows]))
-        return torch.stack([base, base + (self.positions + 1) // ratio], dim=-1)
-
-    def _most_visible(self, ratio: int) -> int:
-        return max(s.entries(ratio) for s in self._segments)
-
-    def _per_token(self, values: Sequence[int]) -> Tensor:
-        repeated = torch.tensor(values, dtype=torch.int64).repeat_interleave(self._counts)
-        return repeated.view(self.shape).to(self.device)
+    def _tensor(self, values: Sequence[Sequence[object]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.device)
 
 
-def _offsets(sizes: Sequence[Sequence[int]]) -> list[int]:
-    """Start of each piece within its row, for rows laid out one piece after the other."""
-    starts = []
-    for row in sizes:
-        at = 0
-        for size in row:
-            starts.append(at)
-            at += size
-    return starts
+def _windows(row: Sequence[Segment], window: int) -> list[tuple[int, int]]:
+    """The rows of the window buffer that each token sees."""
+    ranges = []
+    offset = 0
+    for s in row:
+        shift = offset - s.window_start
+        # Only an MTP block that catches up starts in the middle; its first outputs, short of a window, go
+        # unused.
+        ranges += [(max(p - window + 1, s.window_start) + shift, p + 1 + shift) for p in s.positions]
+        offset += s.past + s.new - s.window_start
+    return ranges
+
+
+def _visible(row: Sequence[Segment], ratio: int) -> list[tuple[int, int]]:
+    """The compressed entries that each token sees."""
+    ranges = []
+    first = 0
+    for s in row:
+        ranges += [(first, first + (p + 1) // ratio) for p in s.positions]
+        first += s.entries(ratio)
+    return ranges
+
+
+def _block_tokens(row: Sequence[Segment], ratio: int, reach: int) -> list[list[int]]:
+    """The pending inputs of each completed block: `reach` tokens up to its last."""
+    rows = []
+    offset = 0
+    for s in row:
+        start = s.tail_starts.get(ratio, 0)
+        for number in s.completed(ratio):
+            end = (number + 1) * ratio
+            rows.append([t - start + offset if t >= 0 else -1 for t in range(end - reach, end)])
+        offset += s.past + s.new - start
+    return rows
 
 
 def packed_rows(segments: Tensor) -> list[list[Segment]]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from fourfold import kernels
 from fourfold.config import ModelConfig
+from fourfold.kernels.composed import ExpertWeights
+from fourfold.kernels.formats import Rounding
 from fourfold.model.batch import ForwardBatch, Routing
 from fourfold.model.experts import ExpertSource, Resident
 from fourfold.model.linear import INIT_STD, Linear, StoredWeight
@@ -33,13 +38,27 @@ class Gate(nn.Module):
         else:
             self.bias = nn.Parameter(torch.zeros(experts), requires_grad=False)
 
+    def known(self, ids: Tensor) -> Tensor | None:
+        """The experts [N, K] that follow from the token ids [N] alone, in hash layers."""
+        if not self.hashed:
+            return None
+        assert self.tid2eid is not None
+        return self.tid2eid[ids]
+
+    @property
+    def learned(self) -> tuple[Tensor, Tensor | None]:
+        """The weight, and the bias of a layer that chooses by score."""
+        own: Mapping[str, Any] = self._parameters
+        return own["weight"], own.get("bias")
+
     def forward(self, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [N, D], ids [N] -> indices [N, K] int64, weights [N, K] f32, scores [N, E] f32."""
-        if self.hashed:
-            assert self.tid2eid is not None
-            return kernels.route_hash(x, self.weight, self.tid2eid[ids], self.scaling)
-        assert self.bias is not None
-        return kernels.route_topk(x, self.weight, self.bias, self.k, self.scaling)
+        weight, bias = self.learned
+        known = self.known(ids)
+        if known is not None:
+            return kernels.route_hash(x, weight, known, self.scaling)
+        assert bias is not None
+        return kernels.route_topk(x, weight, bias, self.k, self.scaling)
 
 
 class Experts(nn.Module):
@@ -57,12 +76,23 @@ class Experts(nn.Module):
         self.w1 = StoredWeight(experts, inner, width)
         self.w3 = StoredWeight(experts, inner, width)
         self.w2 = StoredWeight(experts, width, inner)
+        self._matrices = self.w1, self.w3, self.w2
+
+    @property
+    def stored(self) -> ExpertWeights:
+        """For `kernels.experts` and `kernels.moe`."""
+        w1, w3, w2 = self._matrices
+        return w1.stored, w3.stored, w2.stored
+
+    @property
+    def rounding(self) -> Rounding:
+        """Of the inputs."""
+        return self.numerics.input_of(self._matrices[0].stored[0])
 
     def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """x [N, D] -> [N, D] f32."""
-        w1, w3, w2 = self.w1.weight, self.w3.weight, self.w2.weight
-        s1, s3, s2 = self.w1.scale, self.w3.scale, self.w2.scale
-        rounding = self.numerics.input_of(w1)
+        (w1, s1), (w3, s3), (w2, s2) = self.stored
+        rounding = self.rounding
         y = None
         for places in self.source.passes(indices):
             y = kernels.experts(x, indices, weights, w1, s1, w3, s3, w2, s2, self.limit, rounding, places, y)
@@ -80,20 +110,22 @@ class SharedExpert(nn.Module):
         self.w1 = Linear(width, inner, numerics)
         self.w3 = Linear(width, inner, numerics)
         self.w2 = Linear(inner, width, numerics)
+        self._matrices = self.w1, self.w3, self.w2
+
+    @property
+    def stored(self) -> ExpertWeights:
+        """For `kernels.shared_expert` and `kernels.moe`."""
+        w1, w3, w2 = self._matrices
+        return w1.stored, w3.stored, w2.stored
+
+    @property
+    def rounding(self) -> Rounding:
+        """Of the inputs."""
+        return self._matrices[0].rounding
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, D] -> [N, D] f32: one expert that all tokens chose, with weight 1."""
-        first = torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
-        once = torch.ones(x.shape[0], 1, device=x.device)
-        (w1, s1), (w3, s3), (w2, s2) = (_alone(linear) for linear in (self.w1, self.w3, self.w2))
-        rounding = self.w1.rounding
-        return kernels.experts(x, first, once, w1, s1, w3, s3, w2, s2, self.limit, rounding)
-
-
-def _alone(linear: Linear) -> tuple[Tensor, Tensor | None]:
-    """The weight as a stack of one, with its scale."""
-    weight, scale = linear.stored
-    return weight.unsqueeze(0), None if scale is None else scale.unsqueeze(0)
+        """x [N, D] -> [N, D] f32."""
+        return kernels.shared_expert(x, self.stored, self.limit, self.rounding)
 
 
 class MoE(nn.Module):
@@ -104,9 +136,32 @@ class MoE(nn.Module):
         self.gate = Gate(config, hashed=hashed)
         self.experts = Experts(config, numerics)
         self.shared_experts = SharedExpert(config, numerics)
+        self._parts = self.gate, self.experts, self.shared_experts
+
+    @property
+    def source(self) -> ExpertSource:
+        """Who has the routed experts."""
+        return self._parts[1].source
 
     def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         """x [B, T, D] -> [B, T, D]."""
+        gate, experts, shared = self._parts
+        if self.training or not isinstance(experts.source, Resident):
+            return self._part_by_part(x, batch)
+        return kernels.moe(
+            x,
+            *gate.learned,
+            gate.known(batch.ids.flatten()),
+            gate.k,
+            gate.scaling,
+            experts.stored,
+            shared.stored,
+            experts.limit,
+            (experts.rounding, shared.rounding),
+        )
+
+    def _part_by_part(self, x: Tensor, batch: ForwardBatch) -> Tensor:
+        """Where the choice must be seen: training notes it, streamed experts come because of it."""
         flat = x.flatten(0, 1)
         indices, weights, scores = self.gate(flat, batch.ids.flatten())
         if self.training and not self.gate.hashed:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from fourfold import kernels
 from fourfold.model.batch import ForwardBatch
 from fourfold.model.indexer import Indexer
-from fourfold.model.memory import FRESH
 
 
 class IndexerLoss:
@@ -48,13 +47,18 @@ class IndexerLoss:
         if not self.active:
             return
         assert isinstance(indexer, Indexer)
-        x, qr, batch = inputs[0].detach(), inputs[1].detach(), inputs[2]
+        x, qr, batch = inputs[0].detach(), inputs[1].detach(), inputs[3]
         assert isinstance(batch, ForwardBatch)
-        keys = kernels.hadamard(indexer.compressor(x, batch, FRESH))
+        if not batch.layout.completed(indexer.ratio):
+            return
+        rows = kernels.compressor_inputs(
+            x, indexer.compressor.weights, batch.layout.positions, indexer.numerics.rounding
+        )
+        keys = kernels.hadamard(indexer.compressor(rows, batch))
         q, weights = indexer.queries(x, qr, batch)
         match = torch.einsum("bthc,bsc->bths", q.float(), keys.float()).relu()
         scores = torch.einsum("bths,bth->bts", match.float(), weights)
-        rows = batch.layout.blocks(indexer.ratio, overlapping=True).visible
+        rows = batch.layout.visible(indexer.ratio)
         position = torch.arange(scores.shape[-1], device=scores.device)
         self._scores = scores, (position >= rows[..., :1]) & (position < rows[..., 1:])
 

@@ -1,9 +1,12 @@
 """The compiled extension (csrc/module.cpp).  Tensors are contiguous and on the CPU; y is written in place.
 
-ValueError or TypeError: an argument of the wrong shape, dtype or layout; the message names it.
+ValueError or TypeError: an argument of the wrong shape, dtype or layout; the message names it.  Composed
+operations return False, and do nothing, where a stored weight is none that the products read.
 """
 
 from torch import Tensor
+
+from fourfold.kernels.composed import CompressorWeights, ExpertWeights, Stored
 
 def bind(tensor_type: type[Tensor]) -> bool: ...
 def supported_isas() -> list[str]: ...
@@ -34,13 +37,10 @@ def experts(
 ) -> None: ...
 def attention_inputs(
     x: Tensor,
-    wq_a: Tensor,
-    sq_a: Tensor | None,
+    wq_a: Stored,
     q_norm: Tensor,
-    wq_b: Tensor,
-    sq_b: Tensor | None,
-    wkv: Tensor,
-    skv: Tensor | None,
+    wq_b: Stored,
+    wkv: Stored,
     kv_norm: Tensor,
     cos: Tensor,
     sin: Tensor,
@@ -49,37 +49,53 @@ def attention_inputs(
     to_wq_a: int,
     to_wq_b: int,
     to_wkv: int,
+    compressors: tuple[CompressorWeights, ...],
+    positions: Tensor,
+    to_compressors: int,
     qr: Tensor,
     q: Tensor,
     kv: Tensor,
+    rows: list[Tensor],
     /,
-) -> None: ...
-def attention_output(
-    o: Tensor,
+) -> bool: ...
+def attention(
+    q: Tensor,
+    window: Tensor,
+    window_range: Tensor,
+    entries: Tensor | None,
+    entry_range: Tensor | None,
+    entry_index: Tensor | None,
+    sink: Tensor,
+    scale: float,
+    round: bool,
     cos: Tensor,
     sin: Tensor,
-    wo_a: Tensor,
-    so_a: Tensor | None,
+    wo_a: Stored,
     groups: int,
-    wo_b: Tensor,
-    so_b: Tensor | None,
+    wo_b: Stored,
     to_wo_a: int,
     to_wo_b: int,
     y: Tensor,
     /,
-) -> None: ...
+) -> bool: ...
 def compressor_inputs(
+    x: Tensor, weights: CompressorWeights, positions: Tensor, rounding: int, y: Tensor, /
+) -> bool: ...
+def moe(
     x: Tensor,
-    wkv: Tensor,
-    skv: Tensor | None,
-    wgate: Tensor,
-    sgate: Tensor | None,
-    ape: Tensor,
-    positions: Tensor,
-    rounding: int,
+    router: Tensor,
+    bias: Tensor | None,
+    chosen: Tensor | None,
+    k: int,
+    scaling: float,
+    routed: ExpertWeights,
+    shared: ExpertWeights,
+    limit: float,
+    to_routed: int,
+    to_shared: int,
     y: Tensor,
     /,
-) -> None: ...
+) -> bool: ...
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float, y: Tensor, /) -> None: ...
 def rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool, y: Tensor, /) -> None: ...
 def swiglu(gate: Tensor, up: Tensor, limit: float, y: Tensor, /) -> None: ...
@@ -111,6 +127,24 @@ def hc_pre(
     /,
 ) -> None: ...
 def hc_post(output: Tensor, streams: Tensor, post: Tensor, comb: Tensor, y: Tensor, /) -> None: ...
+def hc_next(
+    output: Tensor | None,
+    streams: Tensor,
+    post: Tensor | None,
+    comb: Tensor | None,
+    fn: Tensor,
+    scale: Tensor,
+    base: Tensor,
+    norm: Tensor,
+    iterations: int,
+    norm_eps: float,
+    eps: float,
+    y: Tensor,
+    input: Tensor,
+    next_post: Tensor,
+    next_comb: Tensor,
+    /,
+) -> None: ...
 def hc_head(
     streams: Tensor,
     fn: Tensor,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fourfold import kernels
 from fourfold.kernels import composed, cpu, reference
-from fourfold.kernels.composed import Stored
+from fourfold.kernels.composed import CompressorWeights, ExpertWeights, Stored
 from fourfold.kernels.cpu import tensor_ops
 from fourfold.kernels.formats import FP8_BLOCK, Rounding, decode
 
@@ -24,10 +24,12 @@ _linear = native.linear
 _grouped_linear = native.grouped_linear
 _experts = native.experts
 _attention_inputs = native.attention_inputs
-_attention_output = native.attention_output
+_attention = native.attention
 _compressor_inputs = native.compressor_inputs
+_moe = native.moe
 
 _PACKED = frozenset({torch.int8, torch.float8_e4m3fn})
+_F32 = torch.float32
 _PLAIN = frozenset({torch.float32, torch.bfloat16})
 
 
@@ -98,13 +100,20 @@ def experts(
     return y
 
 
-def _fits(x: Tensor, *weights: Stored) -> bool:
-    """Whether a composed operation runs as one: float32 between its parts, all of them native."""
-    return x.dtype is torch.float32 and all(_covers(x, *weight) for weight in weights)
+def _plain(*weights: Stored | Tensor | None) -> bool:
+    """Whether no gradient is wanted through any of them."""
+    if not torch.is_grad_enabled():
+        return True
+    tensors = (weight[0] if isinstance(weight, tuple) else weight for weight in weights)
+    return not any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _empty(*shape: int) -> Tensor:
+def _f32(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32)
+
+
+# The composed operations run as one where float32 lies between their parts.  Whether it reads the weights the
+# extension sees for itself: it returns False if not.
 
 
 def attention_inputs(
@@ -119,25 +128,40 @@ def attention_inputs(
     heads: int,
     eps: float,
     roundings: tuple[Rounding, Rounding, Rounding],
-) -> tuple[Tensor, Tensor, Tensor]:
-    if not (_fits(x, wq_a, wq_b, wkv) and x.is_contiguous() and x.numel()):
-        return composed.attention_inputs(
-            kernels, x, wq_a, q_norm, wq_b, wkv, kv_norm, cos, sin, heads, eps, roundings
-        )
-    lead = x.shape[:-1]
-    qr = _empty(*lead, wq_a[0].shape[0])
-    q = _empty(*lead, heads, wq_b[0].shape[0] // heads)
-    kv = _empty(*lead, wkv[0].shape[0])
-    to_wq_a, to_wq_b, to_wkv = roundings
-    _attention_inputs(
-        x, *wq_a, q_norm, *wq_b, *wkv, kv_norm, cos, sin, heads, eps,
-        to_wq_a.value, to_wq_b.value, to_wkv.value, qr, q, kv,
+    compressors: tuple[CompressorWeights, ...],
+    positions: Tensor,
+    to_compressors: Rounding,
+) -> tuple[Tensor, ...]:
+    learned = (x, wq_a, q_norm, wq_b, wkv, kv_norm, *(part for weights in compressors for part in weights))
+    if x.dtype is _F32 and x.is_contiguous() and x.numel() and _plain(*learned):
+        lead = x.shape[:-1]
+        qr = _f32(*lead, wq_a[0].shape[0])
+        q = _f32(*lead, heads, wq_b[0].shape[0] // heads)
+        kv = _f32(*lead, wkv[0].shape[0])
+        rows = [_f32(*lead, 2 * weights[2].shape[1]) for weights in compressors]
+        to_wq_a, to_wq_b, to_wkv = roundings
+        if _attention_inputs(
+            x, wq_a, q_norm, wq_b, wkv, kv_norm, cos, sin, heads, eps,
+            to_wq_a._value_, to_wq_b._value_, to_wkv._value_,
+            compressors, positions, to_compressors._value_, qr, q, kv, rows,
+        ):  # fmt: skip
+            return qr, q, kv, *rows
+    return composed.attention_inputs(
+        kernels, x, wq_a, q_norm, wq_b, wkv, kv_norm, cos, sin, heads, eps, roundings,
+        compressors, positions, to_compressors,
     )  # fmt: skip
-    return qr, q, kv
 
 
-def attention_output(
-    o: Tensor,
+def attention(
+    q: Tensor,
+    window: Tensor,
+    window_range: Tensor,
+    entries: Tensor | None,
+    entry_range: Tensor | None,
+    entry_index: Tensor | None,
+    sink: Tensor,
+    scale: float,
+    rounding: Rounding,
     cos: Tensor,
     sin: Tensor,
     wo_a: Stored,
@@ -145,23 +169,64 @@ def attention_output(
     wo_b: Stored,
     roundings: tuple[Rounding, Rounding],
 ) -> Tensor:
+    # Groups that are no whole number of blocks share scales with their neighbours.
     shared = wo_a[0].dtype == torch.float8_e4m3fn and wo_a[0].shape[0] // groups % FP8_BLOCK
-    if shared or not (_fits(o, wo_a, wo_b) and o.is_contiguous() and o.numel()):
-        return composed.attention_output(kernels, o, cos, sin, wo_a, groups, wo_b, roundings)
-    y = _empty(*o.shape[:-2], wo_b[0].shape[0])
-    _attention_output(o, cos, sin, *wo_a, groups, *wo_b, roundings[0].value, roundings[1].value, y)
-    return y
+    if (
+        q.dtype is _F32
+        and q.is_contiguous()
+        and q.numel()
+        and not shared
+        and tensor_ops.attends(q, window, entries, sink, rounding)
+        and _plain(wo_a, wo_b)
+    ):
+        y = _f32(*q.shape[:-2], wo_b[0].shape[0])
+        if _attention(
+            q, window, window_range, entries, entry_range, entry_index, sink, scale,
+            rounding is Rounding.BF16, cos, sin, wo_a, groups, wo_b,
+            roundings[0]._value_, roundings[1]._value_, y,
+        ):  # fmt: skip
+            return y
+    return composed.attention(
+        kernels, q, window, window_range, entries, entry_range, entry_index, sink, scale, rounding,
+        cos, sin, wo_a, groups, wo_b, roundings,
+    )  # fmt: skip
 
 
-def compressor_inputs(
-    x: Tensor, wkv: Stored, wgate: Stored, ape: Tensor, positions: Tensor, rounding: Rounding
+def compressor_inputs(x: Tensor, weights: CompressorWeights, positions: Tensor, rounding: Rounding) -> Tensor:
+    ape = weights[2]
+    if x.dtype in _PLAIN and x.is_contiguous() and ape.dtype is _F32 and _plain(x, *weights):
+        y = _f32(*x.shape[:-1], 2 * ape.shape[1])
+        if _compressor_inputs(x, weights, positions.contiguous(), rounding._value_, y):
+            return y
+    return composed.compressor_inputs(kernels, x, weights, positions, rounding)
+
+
+def moe(
+    x: Tensor,
+    router: Tensor,
+    bias: Tensor | None,
+    chosen: Tensor | None,
+    k: int,
+    scaling: float,
+    routed: ExpertWeights,
+    shared: ExpertWeights,
+    limit: float,
+    roundings: tuple[Rounding, Rounding],
 ) -> Tensor:
-    covered = _covers(x, *wkv) and _covers(x, *wgate) and x.is_contiguous() and positions.is_contiguous()
-    if not covered or ape.dtype is not torch.float32:
-        return composed.compressor_inputs(kernels, x, wkv, wgate, ape, positions, rounding)
-    y = _empty(*x.shape[:-1], 2 * wkv[0].shape[0])
-    _compressor_inputs(x, *wkv, *wgate, ape, positions, rounding.value, y)
-    return y
+    if (
+        x.dtype is _F32
+        and x.is_contiguous()
+        and x.numel()
+        and router.dtype in _PLAIN
+        and _plain(x, router, bias, *routed, *shared)
+    ):
+        y = torch.empty_like(x)
+        if _moe(
+            x, router, bias, chosen, k, scaling, routed, shared, limit,
+            roundings[0]._value_, roundings[1]._value_, y,
+        ):  # fmt: skip
+            return y
+    return composed.moe(kernels, x, router, bias, chosen, k, scaling, routed, shared, limit, roundings)
 
 
 _COVERAGE = "native: without gradients; otherwise reference"
@@ -171,8 +236,9 @@ OPS: dict[str, Callable[..., Any]] = {
     "grouped_linear": grouped_linear,
     "experts": experts,
     "attention_inputs": attention_inputs,
-    "attention_output": attention_output,
+    "attention": attention,
     "compressor_inputs": compressor_inputs,
+    "moe": moe,
     **tensor_ops.OPS,
 }
 NOTES: dict[str, str] = {**dict.fromkeys(OPS, _COVERAGE), **tensor_ops.NOTES}

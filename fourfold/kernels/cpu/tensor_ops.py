@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fourfold.kernels import cpu, reference
+from fourfold import kernels
+from fourfold.kernels import composed, cpu, reference
 from fourfold.kernels.formats import FP4_GROUP, Rounding
 
 assert cpu.native is not None, "import only where fourfold.kernels.cpu.available()"
@@ -145,6 +146,7 @@ def _mixes(streams: Tensor, fn: Tensor, scale: Tensor, base: Tensor) -> bool:
         and streams.shape[-2] <= _STREAMS
         and streams.numel() > 0
         and fn.dtype is scale.dtype is base.dtype is _F32
+        and fn.is_contiguous()
         and _plain(streams, fn, scale, base)
     )
 
@@ -161,12 +163,9 @@ def hc_pre(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not _mixes(streams, fn, scale, base):
         return reference.hc_pre(streams, fn, scale, base, iters=iters, norm_eps=norm_eps, eps=eps)
-    *lead, n, width = streams.shape
-    mixed = torch.empty((*lead, width), dtype=streams.dtype)
-    post = torch.empty((*lead, n), dtype=_F32)
-    comb = torch.empty((*lead, n, n), dtype=_F32)
-    native.hc_pre(streams.contiguous(), fn.contiguous(), scale, base, iters, norm_eps, eps, mixed, post, comb)
-    return mixed, post, comb
+    parts = _room_for_input(streams)
+    native.hc_pre(streams.contiguous(), fn, scale, base, iters, norm_eps, eps, *parts)
+    return parts
 
 
 def hc_post(output: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
@@ -183,14 +182,90 @@ def hc_post(output: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tens
     return y
 
 
+def hc_input(
+    streams: Tensor,
+    fn: Tensor,
+    scale: Tensor,
+    base: Tensor,
+    norm: Tensor,
+    *,
+    iters: int,
+    norm_eps: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not _mixes(streams, fn, scale, base) or not _plain(norm) or norm.dtype not in _FLOATS:
+        return composed.hc_input(
+            kernels, streams, fn, scale, base, norm, iters=iters, norm_eps=norm_eps, eps=eps
+        )
+    streams = streams.contiguous()
+    parts = _room_for_input(streams)
+    native.hc_next(None, streams, None, None, fn, scale, base, norm, iters, norm_eps, eps, streams, *parts)
+    return parts
+
+
+def hc_next(
+    output: Tensor,
+    streams: Tensor,
+    post: Tensor,
+    comb: Tensor,
+    fn: Tensor,
+    scale: Tensor,
+    base: Tensor,
+    norm: Tensor,
+    *,
+    iters: int,
+    norm_eps: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if not (
+        output.dtype is streams.dtype
+        and norm.dtype in _FLOATS
+        and _mixes(streams, fn, scale, base)
+        and _plain(output, post, comb, norm)
+    ):
+        return composed.hc_next(
+            kernels, output, streams, post, comb, fn, scale, base, norm,
+            iters=iters, norm_eps=norm_eps, eps=eps,
+        )  # fmt: skip
+    y = _new(streams)
+    parts = _room_for_input(streams)
+    native.hc_next(
+        output.contiguous(), streams.contiguous(), post, comb, fn, scale, base, norm,
+        iters, norm_eps, eps, y, *parts,
+    )  # fmt: skip
+    return y, *parts
+
+
+def _room_for_input(streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a sublayer: its input, post and comb."""
+    *lead, n, width = streams.shape
+    return (
+        torch.empty((*lead, width), dtype=streams.dtype),
+        torch.empty((*lead, n), dtype=_F32),
+        torch.empty((*lead, n, n), dtype=_F32),
+    )
+
+
 def hc_head(
     streams: Tensor, fn: Tensor, scale: Tensor, base: Tensor, *, norm_eps: float, eps: float
 ) -> Tensor:
     if not _mixes(streams, fn, scale, base):
         return reference.hc_head(streams, fn, scale, base, norm_eps=norm_eps, eps=eps)
     y = torch.empty((*streams.shape[:-2], streams.shape[-1]), dtype=streams.dtype)
-    native.hc_head(streams.contiguous(), fn.contiguous(), scale, base, norm_eps, eps, y)
+    native.hc_head(streams.contiguous(), fn, scale, base, norm_eps, eps, y)
     return y
+
+
+def attends(q: Tensor, window: Tensor, entries: Tensor | None, sink: Tensor, rounding: Rounding) -> bool:
+    """Whether attention over these runs here."""
+    return (
+        q.dtype in _FLOATS
+        and window.dtype in _FLOATS
+        and (entries is None or entries.dtype in _FLOATS)
+        and sink.dtype is _F32
+        and rounding is not Rounding.FP8
+        and _plain(q, window, entries, sink)
+    )
 
 
 def sparse_attention(
@@ -204,14 +279,7 @@ def sparse_attention(
     scale: float,
     rounding: Rounding = Rounding.NONE,
 ) -> Tensor:
-    if not (
-        q.dtype in _FLOATS
-        and window.dtype in _FLOATS
-        and (entries is None or entries.dtype in _FLOATS)
-        and sink.dtype is _F32
-        and rounding is not Rounding.FP8
-        and _plain(q, window, entries, sink)
-    ):
+    if not attends(q, window, entries, sink, rounding):
         return reference.sparse_attention(
             q, window, window_range, entries, entry_range, entry_index, sink, scale, rounding
         )
@@ -253,6 +321,8 @@ OPS: dict[str, Callable[..., Any]] = {
     "hc_pre": hc_pre,
     "hc_post": hc_post,
     "hc_head": hc_head,
+    "hc_input": hc_input,
+    "hc_next": hc_next,
     "round_fp8": round_fp8,
     "round_fp4": round_fp4,
 }
@@ -261,5 +331,7 @@ NOTES: dict[str, str] = {
     "pool": "native: float32 without gradients; otherwise reference",
     "hc_pre": f"native: up to {_STREAMS} streams without gradients; otherwise reference",
     "hc_head": f"native: up to {_STREAMS} streams without gradients; otherwise reference",
+    "hc_input": f"native: up to {_STREAMS} streams without gradients; otherwise its parts",
+    "hc_next": f"native: up to {_STREAMS} streams without gradients; otherwise its parts",
     "sparse_attention": "native: inputs not rounded or in bf16, without gradients; otherwise reference",
 }

@@ -6,7 +6,7 @@
 #include <string>
 
 #include "dlpack.h"
-#include "vector.h"
+#include "tensor_ops.h"
 
 namespace nb = nanobind;
 
@@ -20,6 +20,21 @@ enum class Layout {
     Rows,  // contiguous along the last dimension
 };
 
+inline index_t size_of(const dlpack::Tensor& t) {
+    index_t n = 1;
+    for (int i = 0; i < t.ndim; ++i) n *= t.shape[i];
+    return n;
+}
+
+// Whether the dimensions from `first` on lie without gaps.
+inline bool gapless(const dlpack::Tensor& t, int first) {
+    const bool empty = size_of(t) == 0;
+    index_t expected = 1;
+    for (int i = t.ndim - 1; i >= first; expected *= t.shape[i--])
+        if (!empty && t.shape[i] != 1 && t.strides[i] != expected) return false;
+    return true;
+}
+
 struct Argument : dlpack::Tensor {
     const char* name;
 
@@ -30,20 +45,16 @@ struct Argument : dlpack::Tensor {
         if (g_exchange->view(object.ptr(), this) != 0) throw nb::python_error();
         check(device_type == dlpack::kCpu, "is not in CPU memory");
         if (layout == Layout::Contiguous)
-            check(gapless_from(0), "is not contiguous");
+            check(gapless(*this, 0), "is not contiguous");
         else
-            check(ndim >= 1 && gapless_from(ndim - 1), "has rows that are not contiguous");
+            check(ndim >= 1 && gapless(*this, ndim - 1), "has rows that are not contiguous");
     }
 
     void check(bool good, const char* complaint) const {
         if (!good) throw nb::value_error((std::string(name) + " " + complaint).c_str());
     }
     bool is(dlpack::Code c, int width) const { return code == c && bits == width; }
-    index_t size() const {
-        index_t n = 1;
-        for (int i = 0; i < ndim; ++i) n *= shape[i];
-        return n;
-    }
+    index_t size() const { return size_of(*this); }
     index_t last() const { return shape[ndim - 1]; }
     template <class T>
     T* as(dlpack::Code c) const {
@@ -71,18 +82,18 @@ struct Argument : dlpack::Tensor {
         }
         return {memory(), type(), stride};
     }
-
-private:
-    bool gapless_from(int dimension) const {
-        const bool empty = size() == 0;
-        index_t expected = 1;
-        for (int i = ndim - 1; i >= dimension; expected *= shape[i--])
-            if (!empty && shape[i] != 1 && strides[i] != expected) return false;
-        return true;
-    }
 };
 
-// The operations of tensor_ops.h as functions of the module.
+// The arguments of sparse attention but its result, checked; the tensors lend their memory for the call.
+struct AttentionArguments {
+    nb::handle window, window_range, entries, entry_range, entry_index, sink;
+    float scale;
+    bool round;
+};
+Attention attention_of(const Argument& q, const AttentionArguments& a);
+
+// The operations of tensor_ops.h and composed_ops.h as functions of the module.
 void add_tensor_ops(nb::module_& m);
+void add_composed_ops(nb::module_& m);
 
 }  // namespace fourfold

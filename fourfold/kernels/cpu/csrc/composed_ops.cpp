@@ -1,5 +1,7 @@
 #include "composed_ops.h"
 
+#include <algorithm>
+
 namespace fourfold {
 namespace {
 
@@ -13,38 +15,99 @@ void norm_and_turn(float* y, index_t tokens, index_t heads, index_t width, const
     rope(rows, tokens, heads, width, angles.cos, angles.sin, angles.pairs, false, y);
 }
 
+void add_products(const CompressorInputs& c, Rounding rounding, std::vector<Product>& products) {
+    const index_t width = c.wkv.rows;
+    products.push_back({c.wkv, rounding, c.y, 2 * width});
+    products.push_back({c.wgate, rounding, c.y + width, 2 * width});
+}
+
+void add_bias(const CompressorInputs& c, const index_t* positions, index_t tokens) {
+    const index_t width = c.wkv.rows;
+    for (index_t t = 0; t < tokens; ++t) {
+        const float* bias = c.ape + positions[t] % c.m * width;
+        float* scores = c.y + (2 * t + 1) * width;
+        for (index_t i = 0; i < width; ++i) scores[i] += bias[i];
+    }
+}
+
+// Tokens whose visits are worked on at once: bounds the memory for the experts' results.
+constexpr index_t kTokensAtOnce = 1024;
+
 }  // namespace
 
 void attention_inputs(const AttentionInputs& a, const Activations& x, float* qr, float* q, float* kv) {
+    thread_local std::vector<Product> products;
     const index_t tokens = x.count, rank = a.wq_a.rows;
-    linear(a.wq_a, x, a.to_wq_a, qr);
+    products.assign({{a.wq_a, a.to_wq_a, qr, 0}, {a.wkv, a.to_wkv, kv, 0}});
+    for (const CompressorInputs& c : a.compressors) add_products(c, a.to_compressors, products);
+    linears(products, x);
     rms_norm({qr, Type::F32, rank}, tokens, rank, a.q_norm.data, a.q_norm.type, a.eps, qr);
+    norm_and_turn(kv, tokens, 1, a.wkv.rows, a.kv_norm, a.eps, a.angles);
+    for (const CompressorInputs& c : a.compressors) add_bias(c, a.positions, tokens);
     linear(a.wq_b, rows_of(qr, tokens, rank), a.to_wq_b, q);
     norm_and_turn(q, tokens, a.heads, a.wq_b.rows / a.heads, {nullptr, Type::F32}, a.eps, a.angles);
-    linear(a.wkv, x, a.to_wkv, kv);
-    norm_and_turn(kv, tokens, 1, a.wkv.rows, a.kv_norm, a.eps, a.angles);
 }
 
-void attention_output(const AttentionOutput& a, const float* o, index_t tokens, index_t heads, index_t width, float* y) {
-    thread_local Scratch turned_memory, inner_memory;
-    const index_t inner_width = a.groups * a.wo_a.rows;
-    float* turned = turned_memory.floats(tokens * heads * width);
+void attention(const Attention& a, const AttentionOutput& out, float* y) {
+    thread_local Scratch seen_memory, inner_memory;
+    const index_t tokens = a.batch * a.tokens, inner_width = out.groups * out.wo_a.rows;
+    float* seen = seen_memory.floats(tokens * a.heads * a.width);
     float* inner = inner_memory.floats(tokens * inner_width);
-    rope({o, Type::F32, width}, tokens, heads, width, a.angles.cos, a.angles.sin, a.angles.pairs, true, turned);
-    grouped_linear(a.wo_a, a.groups, rows_of(turned, tokens * a.groups, heads * width / a.groups), a.to_wo_a, inner);
-    linear(a.wo_b, rows_of(inner, tokens, inner_width), a.to_wo_b, y);
+    sparse_attention(a, seen);
+    rope({seen, Type::F32, a.width}, tokens, a.heads, a.width, out.angles.cos, out.angles.sin, out.angles.pairs, true,
+         seen);
+    grouped_linear(out.wo_a, out.groups, rows_of(seen, tokens * out.groups, a.heads * a.width / out.groups), out.to_wo_a,
+                   inner);
+    linear(out.wo_b, rows_of(inner, tokens, inner_width), out.to_wo_b, y);
 }
 
-void compressor_inputs(const Matrix& wkv, const Matrix& wgate, Rounding rounding, const float* ape, index_t m,
-                       const index_t* positions, const Activations& x, float* y) {
-    const index_t width = wkv.rows;
-    linear(wkv, x, rounding, y, 2 * width);
-    linear(wgate, x, rounding, y + width, 2 * width);
-    for (index_t t = 0; t < x.count; ++t) {
-        const float* bias = ape + positions[t] % m * width;
-        float* scores = y + (2 * t + 1) * width;
-        for (index_t i = 0; i < width; ++i) scores[i] += bias[i];
+void compressor_inputs(const CompressorInputs& c, Rounding rounding, const index_t* positions, const Activations& x) {
+    thread_local std::vector<Product> products;
+    products.clear();
+    add_products(c, rounding, products);
+    linears(products, x);
+    add_bias(c, positions, x.count);
+}
+
+void add_experts(const Stacks& stacks, const Gate& gate, const SharedExpert* shared, const index_t* indices,
+                 const float* weights, index_t choices, const Activations& x, float* y) {
+    thread_local std::vector<Expert> visited;
+    thread_local Visits visits;
+    const index_t width = stacks.w2.rows;
+    // One visit more where the shared expert is like the others; else it goes by itself.
+    const bool joins = shared && shared->rounding == gate.rounding && shared->w1.rows == stacks.w1.rows;
+    const auto visit_shared = [&](index_t tokens) {
+        const index_t at = index_t(visits.token.size());
+        visited.push_back({shared->w1, shared->w3, shared->w2, at, at + tokens});
+        for (index_t t = 0; t < tokens; ++t) visits.token.push_back(t), visits.weight.push_back(1.f);
+    };
+    for (index_t begin = 0; begin < x.count; begin += kTokensAtOnce) {
+        const index_t part = std::min(kTokensAtOnce, x.count - begin);
+        visited.clear(), visits.token.clear(), visits.weight.clear();
+        route(stacks, indices + begin * choices, weights + begin * choices, part, choices, visited, visits);
+        if (joins) visit_shared(part);
+        visit_experts(visited, visits, gate, x.from(begin, part), y + begin * width);
+        if (!shared || joins) continue;
+        visited.clear(), visits.token.clear(), visits.weight.clear();
+        visit_shared(part);
+        visit_experts(visited, visits, {gate.limit, shared->rounding}, x.from(begin, part), y + begin * width);
     }
+}
+
+void moe(const MixtureOfExperts& m, const Activations& x, float* y) {
+    thread_local Scratch score_memory, weight_memory, index_memory;
+    const index_t n = x.count;
+    float *scores = score_memory.floats(n * m.experts), *weights = weight_memory.floats(n * m.choices);
+    const index_t* indices = m.chosen;
+    route_scores({x.f32, Type::F32, x.columns}, n, m.router, m.experts, x.columns, scores);
+    if (!indices) {
+        auto* best = index_memory.get<index_t>(n * m.choices);
+        choose_experts(scores, m.bias, n, m.experts, m.choices, best);
+        indices = best;
+    }
+    weigh_experts(scores, indices, n, m.experts, m.choices, m.scaling, weights);
+    std::fill(y, y + n * m.routed.w2.rows, 0.f);
+    add_experts(m.routed, m.gate, &m.shared, indices, weights, m.choices, x, y);
 }
 
 }  // namespace fourfold

@@ -1,6 +1,8 @@
 // Several operations of the contract in one call, in float32 between them: fourfold/kernels/composed.py.
 #pragma once
 
+#include <vector>
+
 #include "ops.h"
 #include "tensor_ops.h"
 
@@ -18,15 +20,25 @@ struct NormWeight {
     Type type;
 };
 
+// A compressor's matrices, its bias ape [m, wkv.rows], and where its rows [tokens, 2 * wkv.rows] go.
+struct CompressorInputs {
+    Matrix wkv, wgate;
+    const float* ape;
+    index_t m;
+    float* y;
+};
+
 struct AttentionInputs {
     Matrix wq_a, wq_b, wkv;
-    Rounding to_wq_a, to_wq_b, to_wkv;
+    Rounding to_wq_a, to_wq_b, to_wkv, to_compressors;
     NormWeight q_norm, kv_norm;
     Angles angles;
     index_t heads;
     float eps;
+    const index_t* positions;  // [tokens]
+    std::vector<CompressorInputs> compressors;
 };
-// x [tokens, D] -> qr [tokens, wq_a.rows], q [tokens, heads, C], kv [tokens, C].
+// x [tokens, D] -> qr [tokens, wq_a.rows], q [tokens, heads, C], kv [tokens, C], and the compressors' rows.
 void attention_inputs(const AttentionInputs& a, const Activations& x, float* qr, float* q, float* kv);
 
 struct AttentionOutput {
@@ -35,11 +47,33 @@ struct AttentionOutput {
     Angles angles;
     index_t groups;
 };
-// o [tokens, heads, width] -> y [tokens, wo_b.rows].
-void attention_output(const AttentionOutput& a, const float* o, index_t tokens, index_t heads, index_t width, float* y);
+// Queries of float32 to the layer's output y [tokens, wo_b.rows].
+void attention(const Attention& a, const AttentionOutput& out, float* y);
 
-// x -> y [tokens, 2C]: wkv x, then wgate x + ape [m, C] of the token's position.
-void compressor_inputs(const Matrix& wkv, const Matrix& wgate, Rounding rounding, const float* ape, index_t m,
-                       const index_t* positions, const Activations& x, float* y);
+// x -> rows: wkv x, then wgate x + ape of the token's position.
+void compressor_inputs(const CompressorInputs& c, Rounding rounding, const index_t* positions, const Activations& x);
+
+// The expert that every token visits, last.
+struct SharedExpert {
+    Matrix w1, w3, w2;
+    Rounding rounding;
+};
+
+struct MixtureOfExperts {
+    Rows router;              // [experts, D]
+    index_t experts, choices;
+    const float* bias;        // [experts]; null: `chosen` says who
+    const index_t* chosen;    // [tokens, choices] or null
+    float scaling;
+    Stacks routed;
+    Gate gate;
+    SharedExpert shared;
+};
+// x [tokens, D] -> y [tokens, D].
+void moe(const MixtureOfExperts& m, const Activations& x, float* y);
+
+// y += the chosen experts' results, `kTokensAtOnce` tokens at a time; with `shared` its own after them.
+void add_experts(const Stacks& stacks, const Gate& gate, const SharedExpert* shared, const index_t* indices,
+                 const float* weights, index_t choices, const Activations& x, float* y);
 
 }  // namespace fourfold

@@ -180,6 +180,36 @@ void py_hc_post(Object output_object, Object streams_object, Object post_object,
     hc_post(out.memory(), x.memory(), x.type(), tokens, n, width, p, c, to);
 }
 
+// The streams as they are, or after output, post and comb of the sublayer before have gone back to them -> y; then
+// the input of the next sublayer, normed, and its own post and comb.
+void py_hc_next(Object output_object, Object streams_object, Object post_object, Object comb_object, Object fn,
+                Object scale, Object base, Object norm_object, int iterations, float norm_eps, float eps,
+                Object y_object, Object input_object, Object next_post, Object next_comb) {
+    Streams s(streams_object, fn, scale, base, norm_eps, eps);
+    const Argument y(y_object, "y"), norm(norm_object, "norm"), input(input_object, "input");
+    s.expect((2 + s.n) * s.n, 3);
+    s.mixing.iterations = iterations;
+    norm.check(norm.size() == s.width, "does not fit streams");
+    void *to = output_like(y, s.x, s.x.size()), *in = output_like(input, s.x, s.tokens * s.width);
+    const StreamEntry next{s.mixing, norm.memory(), norm.type(), in,
+                           output(Argument(next_post, "next_post"), s.tokens * s.n),
+                           output(Argument(next_comb, "next_comb"), s.tokens * s.n * s.n)};
+    StreamReturn back{};
+    const bool returns = !output_object.is_none();
+    if (returns) {
+        const Argument out(output_object, "output"), post(post_object, "post"), comb(comb_object, "comb");
+        out.check(out.size() == s.tokens * s.width && out.type() == s.x.type(), "does not fit streams");
+        post.check(post.size() == s.tokens * s.n, "does not fit streams");
+        comb.check(comb.size() == s.tokens * s.n * s.n, "does not fit streams");
+        back = {out.memory(), s.x.memory(), post.floats(), comb.floats()};
+    } else {
+        y.check(to == s.x.memory(), "is not streams");
+    }
+    const Type type = s.x.type();
+    nb::gil_scoped_release release;
+    hc_next(returns ? &back : nullptr, type, s.tokens, s.n, s.width, next, to);
+}
+
 // A buffer [B, rows, width] whose sequences and rows may lie apart.
 Buffer buffer(const Argument& b, index_t batch, index_t width) {
     b.check(b.ndim == 3 && b.shape[0] == batch && b.last() == width, "does not fit q");
@@ -195,37 +225,10 @@ const index_t* ranges(const Argument& r, index_t queries, index_t count) {
     return p;
 }
 
-void py_sparse_attention(Object q_object, Object window_object, Object window_range, Object entries_object,
-                         Object entry_range, Object entry_index, Object sink_object, float scale, bool round,
-                         Object y_object) {
-    const Argument q(q_object, "q", Layout::Rows), window(window_object, "window", Layout::Rows);
-    const Argument sink(sink_object, "sink"), y(y_object, "y");
-    q.check(q.ndim == 4, "is not [B, T, H, C]");
-    Attention a{};
-    a.q = q.rows();
-    a.batch = q.shape[0], a.tokens = q.shape[1], a.heads = q.shape[2], a.width = q.shape[3];
-    a.window = a.entries = buffer(window, a.batch, a.width);
-    const index_t queries = a.batch * a.tokens;
-    a.window_range = ranges(Argument(window_range, "window_range"), queries, window.shape[1]);
-    if (!entries_object.is_none()) {
-        const Argument entries(entries_object, "entries", Layout::Rows);
-        a.entries = buffer(entries, a.batch, a.width);
-        if (!entry_index.is_none()) {
-            const Argument index(entry_index, "entry_index");
-            index.check(index.ndim == 3 && index.shape[0] == a.batch && index.shape[1] == a.tokens,
-                        "is not [B, T, K]");
-            a.entry_index = index.integers();
-            a.choices = index.shape[2];
-            for (index_t i = 0; i < queries * a.choices; ++i)
-                index.check(a.entry_index[i] < entries.shape[1], "names entries that do not exist");
-        } else if (!entry_range.is_none()) {
-            a.entry_range = ranges(Argument(entry_range, "entry_range"), queries, entries.shape[1]);
-        }
-    }
-    sink.check(sink.size() == a.heads, "is not [H]");
-    a.sink = sink.floats();
-    a.scale = scale;
-    a.round = round;
+void py_sparse_attention(Object q_object, Object window, Object window_range, Object entries, Object entry_range,
+                         Object entry_index, Object sink, float scale, bool round, Object y_object) {
+    const Argument q(q_object, "q", Layout::Rows), y(y_object, "y");
+    const Attention a = attention_of(q, {window, window_range, entries, entry_range, entry_index, sink, scale, round});
     void* to = output_like(y, q, q.size());
     nb::gil_scoped_release release;
     sparse_attention(a, to);
@@ -255,6 +258,37 @@ void py_index_topk(Object q_object, Object weights_object, Object keys_object, O
 
 }  // namespace
 
+Attention attention_of(const Argument& q, const AttentionArguments& from) {
+    q.check(q.ndim == 4, "is not [B, T, H, C]");
+    Attention a{};
+    a.q = q.rows();
+    a.batch = q.shape[0], a.tokens = q.shape[1], a.heads = q.shape[2], a.width = q.shape[3];
+    const Argument window(from.window, "window", Layout::Rows), sink(from.sink, "sink");
+    a.window = a.entries = buffer(window, a.batch, a.width);
+    const index_t queries = a.batch * a.tokens;
+    a.window_range = ranges(Argument(from.window_range, "window_range"), queries, window.shape[1]);
+    if (!from.entries.is_none()) {
+        const Argument entries(from.entries, "entries", Layout::Rows);
+        a.entries = buffer(entries, a.batch, a.width);
+        if (!from.entry_index.is_none()) {
+            const Argument index(from.entry_index, "entry_index");
+            index.check(index.ndim == 3 && index.shape[0] == a.batch && index.shape[1] == a.tokens,
+                        "is not [B, T, K]");
+            a.entry_index = index.integers();
+            a.choices = index.shape[2];
+            for (index_t i = 0; i < queries * a.choices; ++i)
+                index.check(a.entry_index[i] < entries.shape[1], "names entries that do not exist");
+        } else if (!from.entry_range.is_none()) {
+            a.entry_range = ranges(Argument(from.entry_range, "entry_range"), queries, entries.shape[1]);
+        }
+    }
+    sink.check(sink.size() == a.heads, "is not [H]");
+    a.sink = sink.floats();
+    a.scale = from.scale;
+    a.round = from.round;
+    return a;
+}
+
 void add_tensor_ops(nb::module_& m) {
     const nb::arg given;
     const auto maybe = nb::arg().none();
@@ -268,6 +302,8 @@ void add_tensor_ops(nb::module_& m) {
     m.def("route", &py_route, given, given, maybe, given, given, given, given);
     m.def("hc_pre", &py_hc_pre);
     m.def("hc_post", &py_hc_post);
+    m.def("hc_next", &py_hc_next, maybe, given, maybe, maybe, given, given, given, given, given, given, given, given,
+          given, given, given);
     m.def("hc_head", &py_hc_head);
     m.def("sparse_attention", &py_sparse_attention, given, given, given, maybe, maybe, maybe, given, given, given,
           given);

@@ -28,6 +28,7 @@ class Operand {
 public:
     // `format`: of the matrices; `in_bf16`: for Kernels::bf16 instead of Kernels::rows.
     void prepare(const Activations& x, Rounding rounding, Format format, bool in_bf16);
+    bool in_bf16() const { return in_bf16_; }
 
     // The products of the listed rows (in this order) with a matrix, once `gather` has been called on the list.
     struct Selection {

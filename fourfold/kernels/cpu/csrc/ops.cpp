@@ -155,6 +155,59 @@ void grouped_linear(const Matrix& stack, index_t groups, const Activations& x, R
     });
 }
 
+void linears(const std::vector<Product>& products, const Activations& x) {
+    struct Input {
+        Format format;
+        Rounding rounding;
+        Operand operand;
+        std::vector<Operand::Selection> all;
+    };
+    struct Part {
+        const Product* product;
+        const Input* input;
+        float* const* y;
+        index_t begin, end;
+    };
+    thread_local std::vector<std::unique_ptr<Input>> kept_inputs;
+    thread_local std::vector<float*> kept_out;
+    thread_local std::vector<Part> kept_parts;
+    const index_t n = x.count;
+    if (n == 0) return;
+    std::vector<Part>& parts = kept_parts;
+    std::size_t used = 0;  // of the inputs
+    const auto input_of = [&](const Product& p) {
+        for (std::size_t i = 0; i < used; ++i)
+            if (kept_inputs[i]->format == p.matrix.format && kept_inputs[i]->rounding == p.rounding &&
+                in_bf16(p.matrix, p.rounding) == kept_inputs[i]->operand.in_bf16())
+                return kept_inputs[i].get();
+        if (used == kept_inputs.size()) kept_inputs.push_back(std::make_unique<Input>());
+        Input* input = kept_inputs[used++].get();
+        input->format = p.matrix.format;
+        input->rounding = p.rounding;
+        input->operand.prepare(x, p.rounding, p.matrix.format, in_bf16(p.matrix, p.rounding));
+        input->all.assign(1, {nullptr, n, 0});
+        input->operand.gather(input->all);
+        return input;
+    };
+    kept_out.resize(products.size() * n);
+    parts.clear();
+    index_t work = 0;
+    for (std::size_t i = 0; i < products.size(); ++i) {
+        const Product& p = products[i];
+        float** y = kept_out.data() + index_t(i) * n;
+        for (index_t t = 0; t < n; ++t) y[t] = p.y + t * (p.stride ? p.stride : p.matrix.rows);
+        const Input* input = input_of(p);
+        const Partition cut(p.matrix, n);
+        for (index_t begin = 0; begin < p.matrix.rows; begin += cut.piece)
+            parts.push_back({&p, input, y, begin, std::min(begin + cut.piece, p.matrix.rows)});
+        work += p.matrix.rows * p.matrix.row_bytes() * n;
+    }
+    share(index_t(parts.size()), work, [&](index_t i) {
+        const Part& p = parts[i];
+        p.input->operand.multiply(p.product->matrix, p.begin, p.end, p.input->all[0], p.y);
+    });
+}
+
 void visit_experts(const std::vector<Expert>& experts, const Visits& visits, const Gate& gate, const Activations& x,
                    float* y) {
     thread_local Inputs kept_first, kept_second;

@@ -12,6 +12,16 @@ void linear(const Matrix& matrix, const Activations& x, Rounding rounding, float
 void grouped_linear(const Matrix& stack, index_t groups, const Activations& x, Rounding rounding, float* y,
                     index_t stride = 0);
 
+// One of several products with the same x: y as in linear.
+struct Product {
+    Matrix matrix;
+    Rounding rounding;
+    float* y;
+    index_t stride;
+};
+// Each as `linear` does it; x is prepared once for all that round and store alike, and threads wake once.
+void linears(const std::vector<Product>& products, const Activations& x);
+
 // One expert, and which tokens visit it: entries [begin, end) of `Visits`.
 struct Expert {
     Matrix w1, w3, w2;

@@ -42,6 +42,30 @@ void mix_streams(Rows streams, index_t tokens, index_t length, const StreamMixin
         for (index_t i = 0; i < outputs; ++i) mix[t * outputs + i] *= factor[t];
 }
 
+// hc_pre for up to kTokensAPiece tokens.
+void read_streams(Rows streams, index_t tokens, index_t n, index_t width, const StreamMixing& mixing, void* input,
+                  float* post, float* comb) {
+    thread_local Scratch memory;
+    const VectorKernels& v = vector_kernels();
+    const index_t outputs = (2 + n) * n;
+    float* mix = memory.floats(kTokensAPiece * (outputs + n) + 16 * outputs);
+    float *pre = mix + kTokensAPiece * outputs, *lanes = pre + kTokensAPiece * n;
+    mix_streams(streams, tokens, n * width, mixing, outputs, mix);
+    v.stream_weights(mixing, n, mix, tokens, lanes, pre, post, comb);
+    for (index_t t = 0; t < tokens; ++t)
+        v.weighted_sum(pre + t * n, streams.at(t), streams.type, n, width, row_of(input, streams.type, t * width));
+}
+
+// hc_post for the tokens [begin, begin + count) -> y of all.
+void return_to_streams(const StreamReturn& back, Type type, index_t begin, index_t count, index_t n, index_t width,
+                       void* y) {
+    const VectorKernels& v = vector_kernels();
+    const Rows output{back.output, type, width}, streams{back.streams, type, n * width};
+    for (index_t t = begin; t < begin + count; ++t)
+        v.hc_post(output.at(t), streams.at(t), type, back.post + t * n, back.comb + t * n * n, n, width,
+                  row_of(y, type, t * n * width));
+}
+
 template <class Piece>
 void share_tokens(index_t tokens, index_t work, Piece&& piece) {
     share_rows(ceil_div(tokens, kTokensAPiece), work, [&](index_t begin, index_t end) {
@@ -163,17 +187,22 @@ void weigh_experts(const float* scores, const index_t* indices, index_t n, index
 
 void hc_pre(Rows streams, index_t tokens, index_t n, index_t width, const StreamMixing& mixing, void* input,
             float* post, float* comb) {
+    share_tokens(tokens, tokens * (2 + n) * n * n * width, [&](index_t begin, index_t count) {
+        read_streams(streams.from(begin), count, n, width, mixing, row_of(input, streams.type, begin * width),
+                     post + begin * n, comb + begin * n * n);
+    });
+}
+
+void hc_next(const StreamReturn* back, Type type, index_t tokens, index_t n, index_t width, const StreamEntry& next,
+             void* y) {
     const VectorKernels& v = vector_kernels();
-    const index_t outputs = (2 + n) * n, length = n * width;
-    share_tokens(tokens, tokens * outputs * length, [&](index_t begin, index_t count) {
-        thread_local Scratch memory;
-        float* mix = memory.floats(kTokensAPiece * (outputs + n) + 16 * outputs);
-        float *pre = mix + kTokensAPiece * outputs, *lanes = pre + kTokensAPiece * n;
-        const Rows x = streams.from(begin);
-        mix_streams(x, count, length, mixing, outputs, mix);
-        v.stream_weights(mixing, n, mix, count, lanes, pre, post + begin * n, comb + begin * n * n);
-        for (index_t t = 0; t < count; ++t)
-            v.weighted_sum(pre + t * n, x.at(t), x.type, n, width, row_of(input, x.type, (begin + t) * width));
+    const Rows streams{y, type, n * width};
+    share_tokens(tokens, tokens * (2 + n) * n * n * width, [&](index_t begin, index_t count) {
+        if (back) return_to_streams(*back, type, begin, count, n, width, y);
+        void* input = row_of(next.input, type, begin * width);
+        read_streams(streams.from(begin), count, n, width, next.mixing, input, next.post + begin * n,
+                     next.comb + begin * n * n);
+        v.rms_norm({input, type, width}, count, width, next.norm, next.norm_type, next.mixing.norm_eps, input);
     });
 }
 
@@ -194,12 +223,9 @@ void hc_head(Rows streams, index_t tokens, index_t n, index_t width, const Strea
 
 void hc_post(const void* output, const void* streams, Type type, index_t tokens, index_t n, index_t width,
              const float* post, const float* comb, void* y) {
-    const VectorKernels& v = vector_kernels();
-    const Rows out{output, type, width}, x{streams, type, n * width};
+    const StreamReturn back{output, streams, post, comb};
     share_rows(tokens, 2 * tokens * n * width, [&](index_t begin, index_t end) {
-        for (index_t t = begin; t < end; ++t)
-            v.hc_post(out.at(t), x.at(t), type, post + t * n, comb + t * n * n, n, width,
-                      row_of(y, type, t * n * width));
+        return_to_streams(back, type, begin, end - begin, n, width, y);
     });
 }
 

@@ -54,6 +54,26 @@ void hc_pre(Rows streams, index_t tokens, index_t n, index_t width, const Stream
 void hc_post(const void* output, const void* streams, Type type, index_t tokens, index_t n, index_t width,
              const float* post, const float* comb, void* y);
 
+// What a sublayer leaves behind: its output [tokens, width] and how that goes back to its streams [tokens, n, width],
+// all without gaps and of one type.
+struct StreamReturn {
+    const void *output, *streams;
+    const float *post, *comb;
+};
+
+// What the next sublayer needs: its mixing, and the weight [width] of the norm of its input.
+struct StreamEntry {
+    StreamMixing mixing;
+    const void* norm;
+    Type norm_type;
+    void* input;         // [tokens, width]
+    float *post, *comb;  // as in hc_pre
+};
+
+// hc_post -> y [tokens, n, width], then hc_pre and rms_norm on y; without a return on y as it is.
+void hc_next(const StreamReturn* back, Type type, index_t tokens, index_t n, index_t width, const StreamEntry& next,
+             void* y);
+
 // streams as in hc_pre -> y [tokens, width]; mixing.iterations is not used.
 void hc_head(Rows streams, index_t tokens, index_t n, index_t width, const StreamMixing& mixing, void* y);
 
