@@ -126,7 +126,7 @@ struct Fp4Unit {
     __m512i table, spread;
 
     FOURFOLD_INLINE Fp4Unit(Slab& s, index_t k)
-        : place(s, k / 2, 256), bias(&s.fp4_bias[0][k % kDepth / (2 * kUnit) * 8]), table(fp4_table()),
+        : place(s, k / 2, 128), bias(&s.fp4_bias[0][k % kDepth / (2 * kUnit) * 8]), table(fp4_table()),
           spread(fp4_spread(k)) {
         if (k % kDepth == 0) prepare_fp4(s, k);
     }
