@@ -101,7 +101,12 @@ def _prefill_seconds(row: Measured, demand: Demand, table: dict[str, Efficiency]
 
 def _plan(row: Measured, demand: Demand, table: dict[str, Efficiency], tokens: int) -> Plan:
     # The bench ran here, so the model fits: memory is not what is asked.
-    values = {"memory_gb": 1e6, "bandwidth_gb_s": row.read / 1e9, "bf16_tflops": row.peak / 1e12}
+    values = {
+        "memory_gb": 1e6,
+        "bandwidth_gb_s": row.read / 1e9,
+        "bf16_tflops": row.peak / 1e12,
+        "cores": row.threads,
+    }
     device = Hardware(
         name="bench",
         title="the machine of the bench",

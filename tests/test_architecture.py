@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": BASE,
     "kernels": BASE | {"config"},
     "weights": BASE | {"config", "kernels"},
-    "plan": BASE | {"config", "weights"},
+    "plan": BASE | {"config", "kernels", "weights"},
     "model": BASE | {"config", "kernels"},
     "protocol": BASE,
     "tiers": BASE | {"config", "kernels", "model", "weights"},

@@ -13,11 +13,11 @@ import torch
 from fourfold import kernels
 from fourfold.conformance.report import machine as certificate_machine
 from fourfold.kernels import cpu
+from fourfold.kernels.cpu import nodes
+from fourfold.plan.measure import probe_size
 
 _PEAK_SECONDS = 0.1
 _MATMUL = 2048  # rows and columns of torch's product: large enough for its full speed, 50 MB in float32
-_SMALLEST_PROBE = 256 << 20
-_SHARE_OF_FREE_MEMORY = 8  # the probe takes at most this part: the models need the rest
 _STREAMS = (1, 2, 4, 8)
 
 
@@ -65,18 +65,13 @@ def peak_of(peaks: dict[str, float], kind: str) -> float:
     return max(value for name, value in peaks.items() if name.split()[0] == kind)
 
 
-def probe_size() -> int:
-    """Bytes for the bandwidth probe: twice the last cache, as far as free memory allows."""
-    wanted = max(2 * _last_cache(), _SMALLEST_PROBE)
-    return min(wanted, max(_free_memory() // _SHARE_OF_FREE_MEMORY, _SMALLEST_PROBE))
-
-
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory, instruction set in use and versions, for the document."""
+    """Processor, cores, memory and its nodes, instruction set in use and versions, for the document."""
     facts = certificate_machine("cpu")
     return {
         "processor": facts["device"],
         "usable_cores": usable_cores(),
+        "memory_nodes": len(nodes.here()) or None,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "isa": cpu.describe()["isa"],
         "isa_reason": cpu.describe()["reason"],
@@ -130,26 +125,6 @@ def _cpu_ticks() -> tuple[int, int] | None:
         return None
     user, nice, system, _idle, _wait, irq, soft, stolen = map(int, first[1:9])
     return user + nice + system + irq + soft, stolen
-
-
-def _last_cache() -> int:
-    """Bytes of the largest cache that the system tells of; 32 MiB if it tells of none."""
-    sizes = [32 << 20]
-    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = file.read_text(encoding="utf-8").strip()
-        if text.endswith("K") and text[:-1].isdecimal():
-            sizes.append(int(text[:-1]) << 10)
-    return max(sizes)
-
-
-def _free_memory() -> int:
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    except OSError:  # not Linux
-        pass
-    return _SHARE_OF_FREE_MEMORY * _SMALLEST_PROBE
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -98,7 +98,7 @@ class Worker:
         self._run(state, 1, 1)
 
     def _fill(self, context: int, room: int) -> float:
-        """Seconds from nothing to `context` tokens; the state stays, and `room` tokens after it can go again."""
+        """Seconds from nothing to `context` tokens; the state stays, up to `room` more can be taken back."""
         state = self._adapter.fresh(room)
         seconds = self._run(state, context, CHUNK)
         self._states[context] = self._adapter.keep(state)

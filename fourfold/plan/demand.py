@@ -72,22 +72,28 @@ class Demand:
         """Bytes of routed experts that a step of `tokens` tokens reads."""
         return self.expert_bytes * self.experts_met(tokens)
 
-    def token_operations(self, context: int, *, head: bool) -> float:
-        """Operations of one token after `context` others: 2 a parameter, and attention.
+    def product_operations(self, *, head: bool) -> float:
+        """Operations of one token in products with weights, 2 a parameter.
 
         head: whether logits are made (prefill makes them for its last token alone).
         """
+        share = self.config.num_experts_per_tok / self.config.n_routed_experts
+        always = self.dense_parameters + (self.head_parameters if head else 0)
+        return 2.0 * (always + self.expert_parameters * share)
+
+    def attention_operations(self, context: int) -> float:
+        """Operations of one token after `context` others in attention and indexer."""
         config = self.config
-        share = config.num_experts_per_tok / config.n_routed_experts
-        weights = (
-            self.dense_parameters + self.expert_parameters * share + (self.head_parameters if head else 0)
-        )
         attention = 0
         for attended, scored in attended_entries(config, context + 1):
             # Scores and the weighted sum over entries of all heads, then the indexer's scores.
             attention += 2 * attended * config.num_attention_heads * config.head_dim
             attention += scored * config.index_n_heads * config.index_head_dim
-        return 2.0 * (weights + attention)
+        return 2.0 * attention
+
+    def stream_bytes(self) -> int:
+        """Bytes of one token's residual streams, float32, over all layers."""
+        return 4 * self.config.num_hidden_layers * self.config.hc_mult * self.config.hidden_size
 
     def kv_size(self, context: int) -> int:
         """Bytes of one sequence's bf16 KV cache."""

@@ -1,6 +1,7 @@
 """This machine's hardware facts, measured in a few seconds: plain read, bf16 matmul peak, disk.
 
-`Probe` is what a measurement must offer; `TorchProbe` offers it with torch alone.
+`Probe` is what a measurement must offer; `TorchProbe` offers it with torch alone, `NativeProbe` reads with
+the native kernels' own probe, as `fourfold bench` does.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ from typing import Protocol
 import torch
 
 from fourfold.errors import RequestError
+from fourfold.kernels import cpu
+from fourfold.kernels.cpu import nodes
 from fourfold.plan.tables import Figure, Hardware
 
-_COLD_BYTES = 256 << 20  # beyond every cache that a machine of today has for one socket's few cores
+_SMALLEST_PROBE = 256 << 20
+_SHARE_OF_FREE_MEMORY = 8  # the probe takes at most this part
+_STREAMS = (1, 2, 4, 8)
 _SECONDS = 0.8  # of each measurement: the best of what fits in
 _MATMUL_SIZES = (1024, 2048)
 _DISK_BYTES = 512 << 20  # of the file that is written where a folder is to be measured
@@ -45,7 +50,7 @@ class TorchProbe:
 
     def read_bandwidth(self) -> float:
         """A dot product of two halves of a large array: two streams, each value used once."""
-        half = torch.ones(_COLD_BYTES // 8)
+        half = torch.ones(probe_size() // 8)
         other = torch.ones_like(half)
         return _best(lambda: torch.dot(half, other), 2 * half.nbytes)
 
@@ -59,15 +64,30 @@ class TorchProbe:
         return max(rates)
 
 
+class NativeProbe(TorchProbe):
+    """Reads with the extension's threads, each its own part, from as many places at once as is fastest."""
+
+    def read_bandwidth(self) -> float:
+        """One pass over memory that these threads touched first, the best of several."""
+        assert cpu.native is not None
+        threads = cpu.native.threads()
+        probe = cpu.native.ReadProbe(probe_size(), threads)
+        return max(_best(lambda n=n: probe.seconds(threads, n), probe.bytes) for n in _STREAMS)  # type: ignore[misc]
+
+
 def measure_here(probe: Probe | None = None) -> Hardware:
-    """This machine's processor and RAM, as Hardware; `available` is what is free now."""
-    probe = probe or TorchProbe()
+    """This machine's processor and RAM, as Hardware; `available` is what is free now.
+
+    Its cores are the threads that compute.
+    """
+    probe = probe or (NativeProbe() if cpu.available() else TorchProbe())
     total, available = memory()
     today = datetime.datetime.now(tz=datetime.UTC).date()
     values = {
         "memory_gb": total / 1e9,
         "bandwidth_gb_s": probe.read_bandwidth() / 1e9,
         "bf16_tflops": probe.matmul_peak() / 1e12,
+        "cores": float(cpu.describe()["threads"]),
     }
     return Hardware(
         name="here",
@@ -77,7 +97,7 @@ def measure_here(probe: Probe | None = None) -> Hardware:
             name: Figure(value=value, source="measured here", checked=today) for name, value in values.items()
         },
         measured=True,
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        nodes=len(nodes.here()) or None,
         available=available,
     )
 
@@ -92,6 +112,22 @@ def memory() -> tuple[int, int]:
     except (OSError, StopIteration):  # not Linux: nothing better is known than the total
         free = total
     return total, free
+
+
+def probe_size() -> int:
+    """Bytes that are read to measure the bandwidth: twice the last cache, as far as free memory allows."""
+    wanted = max(2 * _last_cache(), _SMALLEST_PROBE)
+    return min(wanted, max(memory()[1] // _SHARE_OF_FREE_MEMORY, _SMALLEST_PROBE))
+
+
+def _last_cache() -> int:
+    """Bytes of the largest cache that the system tells of; 32 MiB if it tells of none."""
+    sizes = [32 << 20]
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = file.read_text(encoding="utf-8").strip()
+        if text.endswith("K") and text[:-1].isdecimal():
+            sizes.append(int(text[:-1]) << 10)
+    return max(sizes)
 
 
 def processor() -> str:

@@ -150,8 +150,10 @@ def _check(name: str, value: int, most: int) -> None:
 def _assumptions(
     machine: Machine, placement: Placement, table: dict[str, Efficiency], tariff: Tariff | None
 ) -> list[str]:
-    used = {"decode_read", "prefill_compute", "layer_seconds", "reserve_gib"}
-    used |= {"listed_read"} if not all(_measured(machine)) else set()
+    used = {"decode_read", "prefill_compute", "attention_compute", "stream_passes"}
+    used |= {"layer_seconds", "reserve_gib"}
+    used |= {"core_read"} if any(part.cores for part in _parts(machine)) else set()
+    used |= {"listed_read"} if not all(part.measured for part in _parts(machine)) else set()
     used |= {"several_devices"} if machine.devices > 1 else set()
     used |= {"disk_read"} if machine.disk_rate is not None else set()
     lines = [
@@ -167,17 +169,15 @@ def _assumptions(
         lines.append("busy all day; input and output billed by the time that each takes")
     if tariff is not None and tariff.electricity is not None and tariff.power is None:
         lines.append("power: the listed figure of the devices alone, without their host")
-    for hardware in (machine.device, machine.host):
-        lines += (
-            []
-            if hardware is None
-            else [f"uncertain, {hardware.name} {line}" for line in hardware.uncertain()]
-        )
+    for part in _parts(machine):
+        if part.kind == "cpu" and part.cores is None:
+            lines.append(f"{part.name}: cores are not given, so that memory alone limits decoding")
+        lines += [f"uncertain, {part.name} {line}" for line in part.uncertain()]
     return lines
 
 
-def _measured(machine: Machine) -> list[bool]:
-    return [hardware.measured for hardware in (machine.device, machine.host) if hardware is not None]
+def _parts(machine: Machine) -> list[Hardware]:
+    return [hardware for hardware in (machine.device, machine.host) if hardware is not None]
 
 
 def _plain(value: Any) -> Any:

@@ -1,15 +1,17 @@
 """Roofline speeds: the time of a step is what its slowest resource needs, and a fixed time a layer.
 
 Decoding reads the dense weights once a step, the experts that its tokens meet, and each sequence's KV cache.
-Prefill does the same a chunk at a time, where operations mostly decide.  What lies in RAM beside a gpu is
-read and computed by the host, after the device's part of the layer; reads from disk overlap with both.
+Prefill does the same a chunk at a time, where operations mostly decide.  A processor's cores unpack what
+they read and then multiply: the two add up, and memory is the limit where it is slower than that.  What lies
+in RAM beside a gpu is read and computed by the host, after the device's part of the layer; reads from disk
+overlap with both.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fourfold.plan.demand import Demand
@@ -38,14 +40,33 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class _Work:
+    """Of a step or a part of it: bytes read, of weights and KV and of activations; operations."""
+
+    read: float
+    products: float
+    attention: float = 0.0
+    streams: float = 0.0
+
+
+@dataclass(frozen=True)
 class _Unit:
-    """Something that reads and computes: bytes and operations a second."""
+    """Something that reads and computes.
+
+    bandwidth: bytes a second that memory gives; cores: that its cores can unpack, without a bound where their
+    number is not known; products, attention: operations a second.
+    """
 
     bandwidth: float
-    peak: float
+    cores: float
+    products: float
+    attention: float
 
-    def seconds(self, read: float, operations: float) -> tuple[float, float]:
-        return read / self.bandwidth, operations / self.peak
+    def seconds(self, work: _Work) -> tuple[float, float]:
+        """What memory takes, and what the rest takes."""
+        read = work.read + work.streams
+        computes = work.products / self.products + work.attention / self.attention
+        return read / self.bandwidth, read / self.cores + computes
 
 
 class Roofline:
@@ -73,10 +94,14 @@ class Roofline:
         for start in range(0, prompt, chunk):
             tokens = min(chunk, prompt - start)
             last = start + tokens == prompt
-            dense = demand.dense_bytes - (0 if last else demand.head_bytes)
-            operations = tokens * demand.token_operations(start + tokens // 2, head=False)
-            operations += 2.0 * demand.head_parameters if last else 0.0
-            seconds, limit, some = self._step(dense, operations, tokens, hits)
+            work = _Work(
+                read=demand.dense_bytes - (0 if last else demand.head_bytes),
+                products=tokens * demand.product_operations(head=False)
+                + (2.0 * demand.head_parameters if last else 0.0),
+                attention=tokens * demand.attention_operations(start + tokens // 2),
+                streams=self._streams(tokens),
+            )
+            seconds, limit, some = self._step(work, tokens, hits)
             total += seconds
             read += some
             longest[limit] += 1
@@ -90,9 +115,13 @@ class Roofline:
 
     def _decode(self, context: int, concurrency: int, routing: Routing | None) -> Speed:
         demand = self.demand
-        dense = demand.dense_bytes + concurrency * demand.kv_read(context)
-        operations = concurrency * demand.token_operations(context, head=True)
-        seconds, limit, read = self._step(dense, operations, concurrency, self._hit_rate(routing))
+        work = _Work(
+            read=demand.dense_bytes + concurrency * demand.kv_read(context),
+            products=concurrency * demand.product_operations(head=True),
+            attention=concurrency * demand.attention_operations(context),
+            streams=self._streams(concurrency),
+        )
+        seconds, limit, read = self._step(work, concurrency, self._hit_rate(routing))
         return Speed(
             tokens_per_second=concurrency / seconds,
             seconds=seconds,
@@ -102,20 +131,22 @@ class Roofline:
             hit_rate=self._hit_rate(routing),
         )
 
-    def _step(
-        self, dense: float, operations: float, tokens: int, hit_rate: float
-    ) -> tuple[float, Limit, float]:
-        """Seconds of a step, what limits it, and the bytes it reads."""
+    def _streams(self, tokens: int) -> float:
+        return tokens * self.demand.stream_bytes() * self.share["stream_passes"]
+
+    def _step(self, work: _Work, tokens: int, hit_rate: float) -> tuple[float, Limit, float]:
+        """Seconds of a step, what limits it, and the bytes it reads.  work: experts in its products alone."""
         demand = self.demand
         experts = demand.expert_read(tokens)
         on_host = 0.0 if self.host is None else 1 - self.placement.expert_share.get("device", 0.0)
         chosen = demand.config.num_experts_per_tok / demand.config.n_routed_experts
-        expert_operations = 2.0 * tokens * demand.expert_parameters * chosen * on_host
-        reads, computes = self.device.seconds(dense + experts * (1 - on_host), operations - expert_operations)
-        work = max(reads, computes)
+        moved = _Work(experts * on_host, 2.0 * tokens * demand.expert_parameters * chosen * on_host)
+        kept = replace(work, read=work.read + experts - moved.read, products=work.products - moved.products)
+        reads, computes = self.device.seconds(kept)
+        busy = max(reads, computes)
         if self.host is not None:
-            host_reads, host_computes = self.host.seconds(experts * on_host, expert_operations)
-            work += max(host_reads, host_computes)
+            host_reads, host_computes = self.host.seconds(moved)
+            busy += max(host_reads, host_computes)
             reads, computes = reads + host_reads, computes + host_computes
         disk = 0.0
         if self.machine.disk_rate is not None:
@@ -125,14 +156,17 @@ class Roofline:
             "memory": reads, "compute": computes, "disk": disk, "fixed time": fixed
         }  # fmt: skip
         limit = max(times, key=lambda name: times[name])
-        return max(work, disk) + fixed, limit, dense + experts
+        return max(busy, disk) + fixed, limit, work.read + experts
 
     def _unit(self, hardware: Hardware, count: int) -> _Unit:
         together = count * (self.share["several_devices"] if count > 1 else 1.0)
         listed = 1.0 if hardware.measured else self.share["listed_read"]
+        cores = math.inf if hardware.cores is None else hardware.cores * self.share["core_read"] * 1e9
         return _Unit(
             bandwidth=hardware.bandwidth * listed * self.share["decode_read"] * together,
-            peak=hardware.bf16_peak * self.share["prefill_compute"] * together,
+            cores=cores * together,
+            products=hardware.bf16_peak * self.share["prefill_compute"] * together,
+            attention=hardware.bf16_peak * self.share["attention_compute"] * together,
         )
 
     def _routings(self) -> tuple[Routing | None, ...]:

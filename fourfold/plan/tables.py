@@ -16,7 +16,7 @@ from fourfold.errors import ConfigError
 Kind = Literal["cpu", "unified", "gpu", "npu"]
 """cpu and unified compute where the RAM is; gpu and npu have memory of their own."""
 
-FIGURES = ("memory_gb", "bandwidth_gb_s", "bf16_tflops", "fp8_tflops", "int8_tops", "power_w")
+FIGURES = ("memory_gb", "bandwidth_gb_s", "bf16_tflops", "cores", "fp8_tflops", "int8_tops", "power_w")
 _NEEDED = FIGURES[:3]
 _LARGEST = 1e9  # of any figure; far above all hardware, and no sum or product of such figures overflows
 
@@ -36,8 +36,8 @@ class Figure:
 class Hardware:
     """One device.  `figures` has memory_gb, bandwidth_gb_s and bf16_tflops, and others where known (FIGURES).
 
-    measured: the bandwidth is what reading reaches, not a listed peak.  cores, available: of this machine
-    only; available: bytes of RAM that are free now.
+    measured: the bandwidth is what reading reaches, not a listed peak.  nodes, available: of this machine
+    only; its memory nodes, and the bytes of RAM that are free now.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Hardware:
     kind: Kind
     figures: Mapping[str, Figure]
     measured: bool = False
-    cores: int | None = None
+    nodes: int | None = None
     available: int | None = None
 
     @property
@@ -62,6 +62,11 @@ class Hardware:
     def bf16_peak(self) -> float:
         """Operations a second of bf16 products with float32 sums."""
         return self.figures["bf16_tflops"].value * 1e12
+
+    @property
+    def cores(self) -> float | None:
+        """Cores of a processor that share the work; None where that is not known."""
+        return self.figures["cores"].value if "cores" in self.figures else None
 
     @property
     def own_memory(self) -> bool:

@@ -28,14 +28,6 @@ def test_unknown_multiplier_is_refused():
         cpu.native.peak("f8", "abacus", 1, 0.001)
 
 
-def test_probe_is_larger_than_the_caches_and_leaves_memory(monkeypatch):
-    monkeypatch.setattr(machine, "_last_cache", lambda: 480 << 20)
-    monkeypatch.setattr(machine, "_free_memory", lambda: 64 << 30)
-    assert machine.probe_size() == 960 << 20
-    monkeypatch.setattr(machine, "_free_memory", lambda: 4 << 30)
-    assert machine.probe_size() == 512 << 20
-
-
 def test_what_makes_figures_suspect(monkeypatch):
     monkeypatch.setattr(machine, "usable_cores", lambda: 2)
     quiet = {"load": 3.0, "busy_cores": 0.02, "stolen_cores": 0.0}

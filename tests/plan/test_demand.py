@@ -62,10 +62,10 @@ def test_kv_reads_by_hand():
 
 def test_operations_grow_with_the_context_by_attention_alone():
     found = demand("flash")
-    first = found.token_operations(0, head=True)
-    assert first == pytest.approx(2 * found.parameters_active, rel=1e-3)
-    assert first - found.token_operations(0, head=False) == 2 * found.head_parameters
-    more = found.token_operations(1 << 20, head=True) - first
+    products = found.product_operations(head=True)
+    assert products == pytest.approx(2 * found.parameters_active, rel=1e-3)
+    assert products - found.product_operations(head=False) == 2 * found.head_parameters
+    more = found.attention_operations(1 << 20) - found.attention_operations(0)
     index = 21 * ((1 << 20) // 4) * 64 * 128
     entries = (43 * 127 + 21 * 512 + 20 * ((1 << 20) // 128)) * 2 * 64 * 512
     assert more == 2 * (index + entries)

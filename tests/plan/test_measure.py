@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fourfold.errors import RequestError
+from fourfold.kernels import cpu
 from fourfold.plan import disk_read_rate, measure, measure_here
 
 
@@ -20,16 +21,27 @@ def test_the_probe_is_believed_and_memory_is_this_machines():
     here = measure_here(Slow())
     assert (here.bandwidth, here.bf16_peak, here.measured) == (5e9, 1e11, True)
     assert here.available is not None and 0 < here.available <= here.memory * 1.001
-    assert here.cores and here.title.startswith("this machine, ")
+    assert here.cores == cpu.describe()["threads"] and (here.nodes or 1) >= 1
+    assert here.title.startswith("this machine, ")
 
 
 def test_torch_reads_and_multiplies(monkeypatch):
-    monkeypatch.setattr(measure, "_COLD_BYTES", 1 << 20)
+    monkeypatch.setattr(measure, "probe_size", lambda: 1 << 20)
     monkeypatch.setattr(measure, "_SECONDS", 0.01)
     monkeypatch.setattr(measure, "_MATMUL_SIZES", (64,))
-    probe = measure.TorchProbe()
-    assert 1e7 < probe.read_bandwidth() < 1e13
-    assert 1e6 < probe.matmul_peak() < 1e16
+    for probe in (measure.TorchProbe(), *([measure.NativeProbe()] if cpu.available() else [])):
+        assert 1e7 < probe.read_bandwidth() < 1e13
+        assert 1e6 < probe.matmul_peak() < 1e16
+
+
+def test_what_is_read_exceeds_the_caches_and_leaves_memory_to_others(monkeypatch):
+    monkeypatch.setattr(measure, "_last_cache", lambda: 1 << 30)
+    monkeypatch.setattr(measure, "memory", lambda: (1 << 40, 1 << 40))
+    assert measure.probe_size() == 2 << 30
+    monkeypatch.setattr(measure, "memory", lambda: (1 << 40, 1 << 33))
+    assert measure.probe_size() == 1 << 30
+    monkeypatch.setattr(measure, "memory", lambda: (1 << 40, 0))
+    assert measure.probe_size() == 256 << 20
 
 
 def test_disk_of_a_file_and_of_a_folder(monkeypatch, tmp_path):

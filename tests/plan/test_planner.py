@@ -23,8 +23,9 @@ from fourfold.plan import (
     plan,
 )
 
+NOTHING = ("layer_seconds", "reserve_gib", "stream_passes")
 IDEAL = {
-    name: dataclasses.replace(entry, value=0.0 if name in ("layer_seconds", "reserve_gib") else 1.0)
+    name: dataclasses.replace(entry, value=0.0 if name in NOTHING else 1.0)
     for name, entry in efficiencies().items()
 }
 
@@ -34,8 +35,11 @@ def flash() -> Demand:
     return find_model("flash")
 
 
-def box(memory_gb: float, gb_s: float, tflops: float = 0.463, kind: str = "cpu") -> Hardware:
+def box(
+    memory_gb: float, gb_s: float, tflops: float = 0.463, kind: str = "cpu", cores: float | None = None
+) -> Hardware:
     values = {"memory_gb": memory_gb, "bandwidth_gb_s": gb_s, "bf16_tflops": tflops}
+    values |= {} if cores is None else {"cores": cores}
     figures = {name: Figure(value=value, source="the test") for name, value in values.items()}
     return Hardware(name="box", title="box", kind=kind, figures=figures, measured=True)
 
@@ -101,6 +105,29 @@ def test_listed_hardware_is_taken_at_less_than_its_peak():
     assert rates[1].tokens_per_second == pytest.approx(
         rates[0].tokens_per_second * table["listed_read"].value
     )
+
+
+def test_few_cores_cannot_unpack_what_memory_gives():
+    table = {**IDEAL, "core_read": dataclasses.replace(IDEAL["core_read"], value=10.0)}
+    free, few, many = (
+        plan(flash(), box(400, 100, tflops=1e3, cores=cores), context=1, efficiency=table)
+        for cores in (None, 4, 96)
+    )
+    read = few.bytes_per_token + flash().kv_read(1)
+    computes = (flash().product_operations(head=True) + flash().attention_operations(1)) / 1e15
+    assert few.decode[1][0].seconds == pytest.approx(read / 40e9 + computes)
+    assert few.decode[1][0].limit == "compute" and many.decode[1][0].limit == "memory"
+    assert many.decode[1][0] == free.decode[1][0]
+    assert any(line.startswith("box: cores are not given") for line in free.assumptions)
+    assert not any("cores are not given" in line for line in few.assumptions)
+
+
+def test_streams_between_the_products_are_read_and_written():
+    table = {**IDEAL, "stream_passes": dataclasses.replace(IDEAL["stream_passes"], value=10.0)}
+    plain, found = (plan(flash(), box(400, 1, tflops=1e3), context=1, efficiency=t) for t in (IDEAL, table))
+    moved = 10 * 43 * 4 * 4096 * 4
+    assert found.decode[1][0].seconds - plain.decode[1][0].seconds == pytest.approx(moved / 1e9)
+    assert found.decode[1][0].bytes_read == plain.decode[1][0].bytes_read
 
 
 def test_every_layer_of_every_call_costs_its_fixed_time():
