@@ -23,6 +23,7 @@ FLIPS = 2e-2  # a rounding inside that falls the other way for a few values
 SAME = 0.0  # bits must match
 
 NONE, FP8 = Rounding.NONE, Rounding.FP8
+_MIXING = {"iters": 20, "norm_eps": 1e-6, "eps": 1e-6}
 
 
 @dataclass(frozen=True)
@@ -208,24 +209,22 @@ def _hyper_connections(draw: Draw) -> Iterator[Case]:
         fn = draw.normal((2 + n) * n, n * width) / 8
         mixing = (streams, fn, draw.normal(3), draw.normal((2 + n) * n))
         label = f"{batch} x {tokens} tokens"
-        options = {"norm_eps": 1e-6, "eps": 1e-6}
-        yield Case("hc_pre", label, mixing, F32, {"iters": 20, **options})
+        yield Case("hc_pre", label, mixing, F32, dict(_MIXING))
         half = (streams.to(torch.bfloat16), *mixing[1:])
-        yield Case("hc_pre", f"{label}, bfloat16", half, BF16, {"iters": 20, **options})
+        yield Case("hc_pre", f"{label}, bfloat16", half, BF16, dict(_MIXING))
         comb = draw.normal(batch, tokens, n, n).softmax(-1)
         output = draw.normal(batch, tokens, width)
         back = (output, streams, draw.normal(batch, tokens, n), comb)
         yield Case("hc_post", label, back, F32)
         half_back = (output.to(torch.bfloat16), streams.to(torch.bfloat16), *back[2:])
         yield Case("hc_post", f"{label}, bfloat16", half_back, BF16)
-        norm = draw.normal(width)
-        yield Case("hc_input", label, (*mixing, norm), F32, {"iters": 20, **options})
-        yield Case("hc_input", f"{label}, bfloat16", (*half, norm), BF16, {"iters": 20, **options})
-        yield Case("hc_next", label, (*back, *mixing[1:], norm), F32, {"iters": 20, **options})
-        narrow = (*half_back, *mixing[1:], norm)
-        yield Case("hc_next", f"{label}, bfloat16", narrow, BF16, {"iters": 20, **options})
+        entry = (*mixing[1:], draw.normal(width))
+        yield Case("hc_input", label, (streams, entry), F32, dict(_MIXING))
+        yield Case("hc_input", f"{label}, bfloat16", (half[0], entry), BF16, dict(_MIXING))
+        yield Case("hc_next", label, (*back, entry), F32, dict(_MIXING))
+        yield Case("hc_next", f"{label}, bfloat16", (*half_back, entry), BF16, dict(_MIXING))
         head = (streams, draw.normal(n, n * width) / 8, draw.normal(1), draw.normal(n))
-        yield Case("hc_head", label, head, F32, options)
+        yield Case("hc_head", label, head, F32, {"norm_eps": 1e-6, "eps": 1e-6})
 
 
 def _rounding(draw: Draw) -> Iterator[Case]:
@@ -249,17 +248,18 @@ def _attention_layer(draw: Draw) -> Iterator[Case]:
         for rounding, bound in ((NONE, F32), (Rounding.BF16, FLIPS)):
             label = f"2 x {tokens} tokens, inputs {rounding.name.lower()}"
             x = draw.normal(2, tokens, model)
+            streams, entry = draw.normal(2, tokens, 4, model), _entry(draw, 4, model)
             wq_a, wq_b = draw.stored("fp8", rank, model), draw.stored("fp8", heads * width, rank)
             wkv = draw.stored("fp8", width, model)
             norms = draw.normal(rank), draw.normal(width)
-            arguments = (x, wq_a, norms[0], wq_b, wkv, norms[1], *turn, heads, 1e-6, (rounding,) * 3)
+            arguments = (streams, entry, wq_a, norms[0], wq_b, wkv, norms[1], *turn, heads, (rounding,) * 3)
             small, large = (
                 (draw.stored("bf16", size, model), draw.stored("bf16", size, model), draw.normal(m, size))
                 for size in (32, width)
             )
             for count, compressors in enumerate(((), (large,), (large, small))):
                 inputs = (*arguments, compressors, positions, rounding)
-                yield Case("attention_inputs", f"{label}, {count} compressors", inputs, bound)
+                yield Case("attention_inputs", f"{label}, {count} compressors", inputs, bound, dict(_MIXING))
             yield Case("compressor_inputs", label, (x, large, positions, rounding), F32)
             queries, window = draw.normal(2, tokens, heads, width), draw.normal(2, 20, width)
             wo_a = draw.stored("fp8", groups * 128, heads * width // groups)
@@ -271,6 +271,12 @@ def _attention_layer(draw: Draw) -> Iterator[Case]:
                 sources = (window, rows, entries, seen, None, draw.normal(heads), width**-0.5)
                 source = "window" if entries is None else "window and entries"
                 yield Case("attention", f"{label}, {source}", (queries, *sources, *output), bound)
+
+
+def _entry(draw: Draw, n: int, width: int) -> tuple[Tensor, ...]:
+    """fn, scale, base and a norm's weight."""
+    size = (2 + n) * n
+    return draw.normal(size, n * width) / 8, draw.normal(3), draw.normal(size), draw.normal(width)
 
 
 def _mixture(draw: Draw) -> Iterator[Case]:
@@ -287,6 +293,9 @@ def _mixture(draw: Draw) -> Iterator[Case]:
             rest = (3, 1.5, stacks, alone, 10.0, (rounding, own))
             yield Case("moe", f"{label}, by score", (x, router, bias, None, *rest), bound)
             yield Case("moe", f"{label}, known", (x, router, None, known, *rest), bound)
+            back = (draw.normal(2, tokens, 4), draw.normal(2, tokens, 4, 4).softmax(-1), _entry(draw, 4, 256))
+            block = (x, draw.normal(2, tokens, 4, 256), *back, (router, None, known, *rest))
+            yield Case("hc_moe", f"{label}, known", block, bound, dict(_MIXING))
             yield Case("shared_expert", label, (x.flatten(0, 1), alone, 10.0, own), bound)
 
 

@@ -18,7 +18,13 @@ from torch import Tensor
 
 from fourfold.errors import KernelError
 from fourfold.kernels import chips, composed, reference
-from fourfold.kernels.composed import CompressorWeights, ExpertWeights, Stored
+from fourfold.kernels.composed import (
+    CompressorWeights,
+    ExpertWeights,
+    MoeArguments,
+    Stored,
+    StreamEntry,
+)
 from fourfold.kernels.formats import Rounding
 
 OPERATIONS = (
@@ -46,6 +52,7 @@ OPERATIONS = (
     "hc_next",
     "shared_expert",
     "moe",
+    "hc_moe",
 )
 COMPOSED = OPERATIONS[OPERATIONS.index("attention_inputs") :]
 """Operations that are several others in a row; a chip without its own form runs those (composed.py)."""
@@ -317,7 +324,8 @@ def round_fp4(x: Tensor, group: int) -> Tensor:
 
 
 def attention_inputs(
-    x: Tensor,
+    streams: Tensor,
+    entry: StreamEntry,
     wq_a: Stored,
     q_norm: Tensor,
     wq_b: Stored,
@@ -326,22 +334,26 @@ def attention_inputs(
     cos: Tensor,
     sin: Tensor,
     heads: int,
-    eps: float,
-    roundings: tuple[Rounding, Rounding, Rounding],
+    roundings: tuple[Rounding, ...],
     compressors: tuple[CompressorWeights, ...],
     positions: Tensor,
     to_compressors: Rounding,
+    *,
+    iters: int,
+    norm_eps: float,
+    eps: float,
 ) -> tuple[Tensor, ...]:
-    """Everything that is made of a layer's input before its attention: (qr, q, kv, rows of each compressor).
+    """Everything between the streams and attention: (x, post, comb, qr, q, kv, rows of each compressor).
 
-    qr = rms_norm(wq_a·x, q_norm);  q = rope(rms_norm(wq_b·qr), head by head);  kv = rope(rms_norm(wkv·x,
-    kv_norm));  rows = compressor_inputs(x).  x [B, T, D]; a stored weight is (weight, scale); cos, sin
-    [B, T, R/2]; roundings: of the inputs of wq_a, wq_b and wkv; positions [B, T] int64; returns
-    qr [B, T, q_lora_rank], q [B, T, H, C], kv [B, T, C] in the dtype of x, rows as there.  V4 report 2.3.
+    x, post, comb = hc_input(streams);  qr = rms_norm(wq_a·x, q_norm);  q = rope(rms_norm(wq_b·qr), head by
+    head);  kv = rope(rms_norm(wkv·x, kv_norm));  rows = compressor_inputs(x).  streams [B, T, n, D]; entry,
+    iters and both eps: as in `hc_input`; a stored weight is (weight, scale); cos, sin [B, T, R/2]; roundings:
+    of the inputs of wq_a, wq_b and wkv; positions [B, T] int64; returns qr [B, T, q_lora_rank],
+    q [B, T, H, C], kv [B, T, C] in the dtype of streams, the rest as there.  V4 report 2.2, 2.3.
     """
-    return _impl("attention_inputs", x)(
-        x, wq_a, q_norm, wq_b, wkv, kv_norm, cos, sin, heads, eps, roundings,
-        compressors, positions, to_compressors,
+    return _impl("attention_inputs", streams)(
+        streams, entry, wq_a, q_norm, wq_b, wkv, kv_norm, cos, sin, heads, roundings,
+        compressors, positions, to_compressors, iters=iters, norm_eps=norm_eps, eps=eps,
     )  # fmt: skip
 
 
@@ -360,7 +372,7 @@ def attention(
     wo_a: Stored,
     groups: int,
     wo_b: Stored,
-    roundings: tuple[Rounding, Rounding],
+    roundings: tuple[Rounding, ...],
 ) -> Tensor:
     """wo_b · (the groups' wo_a · inverse rope(o)) with o = sparse_attention(q, ...).
 
@@ -383,21 +395,14 @@ def compressor_inputs(x: Tensor, weights: CompressorWeights, positions: Tensor, 
 
 
 def hc_input(
-    streams: Tensor,
-    fn: Tensor,
-    scale: Tensor,
-    base: Tensor,
-    norm: Tensor,
-    *,
-    iters: int,
-    norm_eps: float,
-    eps: float,
+    streams: Tensor, entry: StreamEntry, *, iters: int, norm_eps: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A sublayer's normed input: hc_pre, then rms_norm of what it mixed.
 
-    norm [D]: the norm's weight; the rest, and post and comb, as in `hc_pre`; norm_eps serves both norms.
+    entry: fn, scale and base of `hc_pre`, and the norm's weight [D]; norm_eps serves both norms; the rest,
+    and post and comb, as in `hc_pre`.
     """
-    return _impl("hc_input", streams)(streams, fn, scale, base, norm, iters=iters, norm_eps=norm_eps, eps=eps)
+    return _impl("hc_input", streams)(streams, entry, iters=iters, norm_eps=norm_eps, eps=eps)
 
 
 def hc_next(
@@ -405,10 +410,7 @@ def hc_next(
     streams: Tensor,
     post: Tensor,
     comb: Tensor,
-    fn: Tensor,
-    scale: Tensor,
-    base: Tensor,
-    norm: Tensor,
+    entry: StreamEntry,
     *,
     iters: int,
     norm_eps: float,
@@ -419,7 +421,7 @@ def hc_next(
     Returns (streams, input, post, comb); arguments as in `hc_post` and `hc_input`.
     """
     return _impl("hc_next", streams)(
-        output, streams, post, comb, fn, scale, base, norm, iters=iters, norm_eps=norm_eps, eps=eps
+        output, streams, post, comb, entry, iters=iters, norm_eps=norm_eps, eps=eps
     )
 
 
@@ -441,7 +443,7 @@ def moe(
     routed: ExpertWeights,
     shared: ExpertWeights,
     limit: float,
-    roundings: tuple[Rounding, Rounding],
+    roundings: tuple[Rounding, ...],
 ) -> Tensor:
     """A whole mixture of experts: route, the K chosen experts, and the shared one added to their sum.
 
@@ -450,6 +452,27 @@ def moe(
     the products' inputs of both; returns [B, T, D] in the dtype of x.  V4 report 2.1.
     """
     return _impl("moe", x)(x, router, bias, chosen, k, scaling, routed, shared, limit, roundings)
+
+
+def hc_moe(
+    output: Tensor,
+    streams: Tensor,
+    post: Tensor,
+    comb: Tensor,
+    entry: StreamEntry,
+    experts: MoeArguments,
+    *,
+    iters: int,
+    norm_eps: float,
+    eps: float,
+) -> Tensor:
+    """The rest of a block from attention's output on: hc_next, moe, hc_post.
+
+    Arguments as in `hc_next`; experts: those of `moe` after x; returns streams.  V4 report 2.2.
+    """
+    return _impl("hc_moe", streams)(
+        output, streams, post, comb, entry, experts, iters=iters, norm_eps=norm_eps, eps=eps
+    )
 
 
 def _register_cpu() -> None:

@@ -6,7 +6,7 @@ and equations stand in `fourfold.kernels`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -19,11 +19,36 @@ ExpertWeights = tuple[Stored, Stored, Stored]
 """w1, w3 and w2, of one expert or of a stack."""
 CompressorWeights = tuple[Stored, Stored, Tensor]
 """wkv, wgate and ape."""
+StreamEntry = tuple[Tensor, Tensor, Tensor, Tensor]
+"""fn, scale and base of mHC, and the weight of the norm after it."""
+
+
+class StreamMixing(TypedDict):
+    """Keyword arguments that the mHC operations have in common."""
+
+    iters: int
+    norm_eps: float
+    eps: float
+
+
+MoeArguments = tuple[
+    Tensor,
+    Tensor | None,
+    Tensor | None,
+    int,
+    float,
+    ExpertWeights,
+    ExpertWeights,
+    float,
+    tuple[Rounding, ...],
+]
+"""What `moe` takes after x."""
 
 
 def attention_inputs(
     ops: Any,
-    x: Tensor,
+    streams: Tensor,
+    entry: StreamEntry,
     wq_a: Stored,
     q_norm: Tensor,
     wq_b: Stored,
@@ -32,18 +57,22 @@ def attention_inputs(
     cos: Tensor,
     sin: Tensor,
     heads: int,
-    eps: float,
-    roundings: tuple[Rounding, Rounding, Rounding],
+    roundings: tuple[Rounding, ...],
     compressors: tuple[CompressorWeights, ...],
     positions: Tensor,
     to_compressors: Rounding,
+    *,
+    iters: int,
+    norm_eps: float,
+    eps: float,
 ) -> tuple[Tensor, ...]:
-    qr = ops.rms_norm(ops.linear(x, *wq_a, roundings[0]), q_norm, eps)
+    x, post, comb = ops.hc_input(streams, entry, iters=iters, norm_eps=norm_eps, eps=eps)
+    qr = ops.rms_norm(ops.linear(x, *wq_a, roundings[0]), q_norm, norm_eps)
     q = ops.linear(qr, *wq_b, roundings[1]).unflatten(-1, (heads, -1))
-    q = ops.rope(ops.rms_norm(q, None, eps), cos, sin, inverse=False)
-    kv = ops.rms_norm(ops.linear(x, *wkv, roundings[2]), kv_norm, eps)
+    q = ops.rope(ops.rms_norm(q, None, norm_eps), cos, sin, inverse=False)
+    kv = ops.rms_norm(ops.linear(x, *wkv, roundings[2]), kv_norm, norm_eps)
     rows = [ops.compressor_inputs(x, weights, positions, to_compressors) for weights in compressors]
-    return qr, q, ops.rope(kv, cos, sin, inverse=False), *rows
+    return x, post, comb, qr, q, ops.rope(kv, cos, sin, inverse=False), *rows
 
 
 def attention(
@@ -62,7 +91,7 @@ def attention(
     wo_a: Stored,
     groups: int,
     wo_b: Stored,
-    roundings: tuple[Rounding, Rounding],
+    roundings: tuple[Rounding, ...],
 ) -> Tensor:
     o = ops.sparse_attention(
         q, window, window_range, entries, entry_range, entry_index, sink, scale, rounding
@@ -84,18 +113,10 @@ def compressor_inputs(
 
 
 def hc_input(
-    ops: Any,
-    streams: Tensor,
-    fn: Tensor,
-    scale: Tensor,
-    base: Tensor,
-    norm: Tensor,
-    *,
-    iters: int,
-    norm_eps: float,
-    eps: float,
+    ops: Any, streams: Tensor, entry: StreamEntry, *, iters: int, norm_eps: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x, post, comb = ops.hc_pre(streams, fn, scale, base, iters=iters, norm_eps=norm_eps, eps=eps)
+    *mixing, norm = entry
+    x, post, comb = ops.hc_pre(streams, *mixing, iters=iters, norm_eps=norm_eps, eps=eps)
     return ops.rms_norm(x, norm, norm_eps), post, comb
 
 
@@ -105,17 +126,14 @@ def hc_next(
     streams: Tensor,
     post: Tensor,
     comb: Tensor,
-    fn: Tensor,
-    scale: Tensor,
-    base: Tensor,
-    norm: Tensor,
+    entry: StreamEntry,
     *,
     iters: int,
     norm_eps: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     streams = ops.hc_post(output, streams, post, comb)
-    return streams, *ops.hc_input(streams, fn, scale, base, norm, iters=iters, norm_eps=norm_eps, eps=eps)
+    return streams, *ops.hc_input(streams, entry, iters=iters, norm_eps=norm_eps, eps=eps)
 
 
 def shared_expert(ops: Any, x: Tensor, weights: ExpertWeights, limit: float, rounding: Rounding) -> Tensor:
@@ -139,7 +157,7 @@ def moe(
     routed: ExpertWeights,
     shared: ExpertWeights,
     limit: float,
-    roundings: tuple[Rounding, Rounding],
+    roundings: tuple[Rounding, ...],
 ) -> Tensor:
     flat = x.flatten(0, -2)
     if chosen is None:
@@ -150,3 +168,23 @@ def moe(
     y = ops.experts(flat, indices, weights, w1, s1, w3, s3, w2, s2, limit, roundings[0])
     y = y + ops.shared_expert(flat, shared, limit, roundings[1])
     return y.to(x.dtype).view_as(x)
+
+
+def hc_moe(
+    ops: Any,
+    output: Tensor,
+    streams: Tensor,
+    post: Tensor,
+    comb: Tensor,
+    entry: StreamEntry,
+    experts: MoeArguments,
+    *,
+    iters: int,
+    norm_eps: float,
+    eps: float,
+) -> Tensor:
+    streams, x, post, comb = ops.hc_next(
+        output, streams, post, comb, entry, iters=iters, norm_eps=norm_eps, eps=eps
+    )
+    y: Tensor = ops.hc_post(ops.moe(x, *experts), streams, post, comb)
+    return y

@@ -26,6 +26,7 @@ __all__ = [
     "hadamard",
     "hc_head",
     "hc_input",
+    "hc_moe",
     "hc_next",
     "hc_post",
     "hc_pre",
@@ -243,3 +244,4 @@ hc_input = partial(composed.hc_input, _PARTS)
 hc_next = partial(composed.hc_next, _PARTS)
 shared_expert = partial(composed.shared_expert, _PARTS)
 moe = partial(composed.moe, _PARTS)
+hc_moe = partial(composed.hc_moe, _PARTS)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fourfold import kernels
 from fourfold.config import ModelConfig
+from fourfold.kernels.composed import StreamEntry, StreamMixing
 from fourfold.model.batch import ForwardBatch
 from fourfold.model.compressor import Compressor
 from fourfold.model.indexer import Indexer
@@ -28,7 +29,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, kind: str, ratio: int, numerics: Numerics) -> None:
         super().__init__()
         heads, width, eps = config.num_attention_heads, config.head_dim, config.rms_norm_eps
-        self.heads, self.width, self.groups, self.eps = heads, width, config.o_groups, eps
+        self.heads, self.width, self.groups = heads, width, config.o_groups
         self.rope_width = config.qk_rope_head_dim
         self.ratio = ratio
         self.numerics = numerics
@@ -51,31 +52,42 @@ class Attention(nn.Module):
         if self.indexer is not None:
             self._compressors.append(self.indexer.compressor)
 
-    def forward(self, x: Tensor, batch: ForwardBatch, memory: LayerMemory) -> Tensor:
-        """x [B, T, D] -> [B, T, D]."""
+    def forward(
+        self,
+        streams: Tensor,
+        entry: StreamEntry,
+        mixing: StreamMixing,
+        batch: ForwardBatch,
+        memory: LayerMemory,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """streams [B, T, n, D] that enter as `kernels.hc_input` says -> the output [B, T, D], and post and
+        comb for its way back."""
         layout, numerics = batch.layout, self.numerics
         wq_a, q_norm, wq_b, wkv, kv_norm, wo_a, wo_b = self._projections
+        stored_q_a, stored_q_b, stored_kv = wq_a.stored, wq_b.stored, wkv.stored
         cos, sin = batch.token_angles(self.ratio > 0)
-        qr, q, kv, *rows = kernels.attention_inputs(
-            x,
-            wq_a.stored,
+        x, post, comb, qr, q, kv, *rows = kernels.attention_inputs(
+            streams,
+            entry,
+            stored_q_a,
             q_norm.gain,
-            wq_b.stored,
-            wkv.stored,
+            stored_q_b,
+            stored_kv,
             kv_norm.gain,
             cos,
             sin,
             self.heads,
-            self.eps,
-            (wq_a.rounding, wq_b.rounding, wkv.rounding),
+            numerics.inputs_of(stored_q_a, stored_q_b, stored_kv),
             tuple([compressor.weights for compressor in self._compressors]),
             layout.positions,
             numerics.rounding,
+            **mixing,
         )
         window = memory.window.extend(numerics.kv(kv, self.rope_width))
         entries, visible, chosen = self._compressed(x, qr, rows, batch, memory)
         own: Mapping[str, Any] = self._parameters
-        return kernels.attention(
+        stored_o_b = wo_b.stored
+        y = kernels.attention(
             q,
             window,
             layout.window_range,
@@ -89,9 +101,10 @@ class Attention(nn.Module):
             sin,
             wo_a.stored,
             self.groups,
-            wo_b.stored,
-            (wo_a.rounding, wo_b.rounding),
+            stored_o_b,
+            (wo_a.rounding, *numerics.inputs_of(stored_o_b)),
         )
+        return y, post, comb
 
     def _compressed(
         self, x: Tensor, qr: Tensor, rows: list[Tensor], batch: ForwardBatch, memory: LayerMemory

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fourfold import kernels
 from fourfold.config import ModelConfig
+from fourfold.kernels.composed import StreamEntry, StreamMixing
 from fourfold.model.attention import Attention
 from fourfold.model.batch import ForwardBatch
 from fourfold.model.linear import RMSNorm
@@ -21,17 +22,6 @@ from fourfold.model.numerics import Numerics
 _INIT_SCALE = 0.01
 _INIT_STAY = 4.0
 """Logit advantage with which a fresh residual stream stays itself."""
-
-
-_MIXING = {half: tuple(f"hc_{half}_{name}" for name in ("fn", "scale", "base")) for half in ("attn", "ffn")}
-
-
-class _Mixing(TypedDict):
-    """Keyword arguments of the mHC operations."""
-
-    iters: int
-    norm_eps: float
-    eps: float
 
 
 class Block(nn.Module):
@@ -49,9 +39,10 @@ class Block(nn.Module):
         self.ffn = MoE(config, numerics, hashed=hashed)
         self.hc_attn_fn, self.hc_attn_base, self.hc_attn_scale = _mixing_parameters(n, width)
         self.hc_ffn_fn, self.hc_ffn_base, self.hc_ffn_scale = _mixing_parameters(n, width)
+        # What forward needs, past nn.Module's lookup, which costs half a microsecond a module and token.
         self._sublayers = self.attn, self.ffn
-        self._norms = {"attn": self.attn_norm, "ffn": self.ffn_norm}
-        self._mixing: _Mixing = {
+        self._norms = self.attn_norm, self.ffn_norm
+        self._mixing: StreamMixing = {
             "iters": config.hc_sinkhorn_iters,
             "norm_eps": config.rms_norm_eps,
             "eps": config.hc_eps,
@@ -60,18 +51,23 @@ class Block(nn.Module):
     def forward(self, streams: Tensor, batch: ForwardBatch, memory: LayerMemory) -> Tensor:
         """streams [B, T, n, D] -> same."""
         attn, ffn = self._sublayers
+        to_attn, to_ffn = self._entries()
         ffn.source.expect(streams, batch.ids)
-        x, post, comb = kernels.hc_input(streams, *self._entry("attn"), **self._mixing)
-        y = attn(x, batch, memory)
-        streams, x, post, comb = kernels.hc_next(y, streams, post, comb, *self._entry("ffn"), **self._mixing)
+        y, post, comb = attn(streams, to_attn, self._mixing, batch, memory)
+        if ffn.runs_at_once:
+            experts = ffn.arguments(batch.ids)
+            return kernels.hc_moe(y, streams, post, comb, to_ffn, experts, **self._mixing)
+        streams, x, post, comb = kernels.hc_next(y, streams, post, comb, to_ffn, **self._mixing)
         return kernels.hc_post(ffn(x, batch), streams, post, comb)
 
-    def _entry(self, half: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """How the streams become the input of a sublayer: fn, scale, base, and the norm's weight."""
-        # Past nn.Module's lookup, which costs half a microsecond a parameter, layer and token.
+    def _entries(self) -> tuple[StreamEntry, StreamEntry]:
+        """How the streams enter attention and the MoE."""
         own: Mapping[str, Any] = self._parameters
-        fn, scale, base = (own[name] for name in _MIXING[half])
-        return fn, scale, base, self._norms[half].gain
+        attn_norm, ffn_norm = self._norms
+        return (
+            (own["hc_attn_fn"], own["hc_attn_scale"], own["hc_attn_base"], attn_norm.gain),
+            (own["hc_ffn_fn"], own["hc_ffn_scale"], own["hc_ffn_base"], ffn_norm.gain),
+        )
 
 
 class HeadCollapse(nn.Module):

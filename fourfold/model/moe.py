@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from fourfold import kernels
 from fourfold.config import ModelConfig
-from fourfold.kernels.composed import ExpertWeights
-from fourfold.kernels.formats import Rounding
+from fourfold.kernels.composed import ExpertWeights, MoeArguments
 from fourfold.model.batch import ForwardBatch, Routing
 from fourfold.model.experts import ExpertSource, Resident
 from fourfold.model.linear import INIT_STD, Linear, StoredWeight
@@ -39,11 +38,11 @@ class Gate(nn.Module):
             self.bias = nn.Parameter(torch.zeros(experts), requires_grad=False)
 
     def known(self, ids: Tensor) -> Tensor | None:
-        """The experts [N, K] that follow from the token ids [N] alone, in hash layers."""
+        """The experts [N, K] that follow from the token ids [B, T] alone, in hash layers."""
         if not self.hashed:
             return None
         assert self.tid2eid is not None
-        return self.tid2eid[ids]
+        return self.tid2eid[ids.flatten()]
 
     @property
     def learned(self) -> tuple[Tensor, Tensor | None]:
@@ -52,7 +51,7 @@ class Gate(nn.Module):
         return own["weight"], own.get("bias")
 
     def forward(self, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [N, D], ids [N] -> indices [N, K] int64, weights [N, K] f32, scores [N, E] f32."""
+        """x [N, D], ids [B, T] -> indices [N, K] int64, weights [N, K] f32, scores [N, E] f32."""
         weight, bias = self.learned
         known = self.known(ids)
         if known is not None:
@@ -84,15 +83,10 @@ class Experts(nn.Module):
         w1, w3, w2 = self._matrices
         return w1.stored, w3.stored, w2.stored
 
-    @property
-    def rounding(self) -> Rounding:
-        """Of the inputs."""
-        return self.numerics.input_of(self._matrices[0].stored[0])
-
     def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """x [N, D] -> [N, D] f32."""
         (w1, s1), (w3, s3), (w2, s2) = self.stored
-        rounding = self.rounding
+        rounding = self.numerics.input_of(w1)
         y = None
         for places in self.source.passes(indices):
             y = kernels.experts(x, indices, weights, w1, s1, w3, s3, w2, s2, self.limit, rounding, places, y)
@@ -118,14 +112,9 @@ class SharedExpert(nn.Module):
         w1, w3, w2 = self._matrices
         return w1.stored, w3.stored, w2.stored
 
-    @property
-    def rounding(self) -> Rounding:
-        """Of the inputs."""
-        return self._matrices[0].rounding
-
     def forward(self, x: Tensor) -> Tensor:
         """x [N, D] -> [N, D] f32."""
-        return kernels.shared_expert(x, self.stored, self.limit, self.rounding)
+        return kernels.shared_expert(x, self.stored, self.limit, self.w1.rounding)
 
 
 class MoE(nn.Module):
@@ -143,27 +132,32 @@ class MoE(nn.Module):
         """Who has the routed experts."""
         return self._parts[1].source
 
-    def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
-        """x [B, T, D] -> [B, T, D]."""
+    @property
+    def runs_at_once(self) -> bool:
+        """Whether nobody must see the choice: training notes it, streamed experts come because of it."""
+        return not self.training and isinstance(self._parts[1].source, Resident)
+
+    def arguments(self, ids: Tensor) -> MoeArguments:
+        """For `kernels.moe`.  ids [B, T]."""
         gate, experts, shared = self._parts
-        if self.training or not isinstance(experts.source, Resident):
-            return self._part_by_part(x, batch)
-        return kernels.moe(
-            x,
-            *gate.learned,
-            gate.known(batch.ids.flatten()),
+        weight, bias = gate.learned
+        routed, alone = experts.stored, shared.stored
+        return (
+            weight,
+            bias,
+            gate.known(ids),
             gate.k,
             gate.scaling,
-            experts.stored,
-            shared.stored,
+            routed,
+            alone,
             experts.limit,
-            (experts.rounding, shared.rounding),
+            experts.numerics.inputs_of(routed[0], alone[0]),
         )
 
-    def _part_by_part(self, x: Tensor, batch: ForwardBatch) -> Tensor:
-        """Where the choice must be seen: training notes it, streamed experts come because of it."""
+    def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
+        """x [B, T, D] -> [B, T, D], part by part."""
         flat = x.flatten(0, 1)
-        indices, weights, scores = self.gate(flat, batch.ids.flatten())
+        indices, weights, scores = self.gate(flat, batch.ids)
         if self.training and not self.gate.hashed:
             batch.routing.append(Routing(scores, indices))
         y = self.experts(flat, indices, weights) + self.shared_experts(flat)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fourfold import kernels
 from fourfold.errors import ConfigError
+from fourfold.kernels.composed import Stored
 from fourfold.kernels.formats import FP4_GROUP, Rounding, is_packed
 
 _KV_GROUP = 64
@@ -35,6 +36,12 @@ class Numerics:
     def input_of(self, weight: Tensor) -> Rounding:
         """How a linear with this stored weight rounds its input."""
         return Rounding.FP8 if self.published and is_packed(weight) else self.rounding
+
+    def inputs_of(self, *stored: Stored) -> tuple[Rounding, ...]:
+        """The same for several weights with their scales."""
+        if not self.published:
+            return (self.rounding,) * len(stored)
+        return tuple(self.input_of(weight) for weight, _ in stored)
 
     def kv(self, kv: Tensor, rope_width: int) -> Tensor:
         """A window or compressed entry [..., C] as the cache keeps it; its last rope_width dims stay bf16."""

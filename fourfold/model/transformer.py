@@ -318,7 +318,9 @@ class Transformer(HeadCollapse):
                 f"{past} + {ids.shape[1]} tokens exceed max_position_embeddings "
                 f"({self.config.max_position_embeddings}); shorten the prompt"
             )
-        low, high = int(ids.min()), int(ids.max())
+        # As plain numbers: for the one token of a decode step that is the cheapest look.
+        values = ids.flatten().tolist()
+        low, high = min(values), max(values)
         if low < 0 or high >= self.config.vocab_size:
             raise RequestError(
                 f"ids range from {low} to {high}; allowed: 0 to {self.config.vocab_size - 1} (vocab_size - 1)"

@@ -1,4 +1,4 @@
-"""Operations that are several others in a row: where a chip runs them as one, the bits are the parts'."""
+"""Operations that are several others in a row: where a chip runs them as one, their bits are the parts'."""
 
 from __future__ import annotations
 

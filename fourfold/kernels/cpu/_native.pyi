@@ -1,12 +1,12 @@
 """The compiled extension (csrc/module.cpp).  Tensors are contiguous and on the CPU; y is written in place.
 
-ValueError or TypeError: an argument of the wrong shape, dtype or layout; the message names it.  Composed
-operations return False, and do nothing, where a stored weight is none that the products read.
+ValueError or TypeError: an argument of the wrong shape, dtype or layout; the message names it.  What
+returns bool returns False, and does nothing, where a tensor is none of those that it covers.
 """
 
 from torch import Tensor
 
-from fourfold.kernels.composed import CompressorWeights, ExpertWeights, Stored
+from fourfold.kernels.composed import CompressorWeights, ExpertWeights, Stored, StreamEntry
 
 def bind(tensor_type: type[Tensor]) -> bool: ...
 def supported_isas() -> list[str]: ...
@@ -36,7 +36,11 @@ def experts(
     /,
 ) -> None: ...
 def attention_inputs(
-    x: Tensor,
+    streams: Tensor,
+    entry: StreamEntry,
+    iterations: int,
+    norm_eps: float,
+    eps: float,
     wq_a: Stored,
     q_norm: Tensor,
     wq_b: Stored,
@@ -45,13 +49,15 @@ def attention_inputs(
     cos: Tensor,
     sin: Tensor,
     heads: int,
-    eps: float,
     to_wq_a: int,
     to_wq_b: int,
     to_wkv: int,
     compressors: tuple[CompressorWeights, ...],
     positions: Tensor,
     to_compressors: int,
+    x: Tensor,
+    post: Tensor,
+    comb: Tensor,
     qr: Tensor,
     q: Tensor,
     kv: Tensor,
@@ -96,6 +102,28 @@ def moe(
     y: Tensor,
     /,
 ) -> bool: ...
+def hc_moe(
+    output: Tensor,
+    streams: Tensor,
+    post: Tensor,
+    comb: Tensor,
+    entry: StreamEntry,
+    iterations: int,
+    norm_eps: float,
+    eps: float,
+    router: Tensor,
+    bias: Tensor | None,
+    chosen: Tensor | None,
+    k: int,
+    scaling: float,
+    routed: ExpertWeights,
+    shared: ExpertWeights,
+    limit: float,
+    to_routed: int,
+    to_shared: int,
+    y: Tensor,
+    /,
+) -> bool: ...
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float, y: Tensor, /) -> None: ...
 def rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool, y: Tensor, /) -> None: ...
 def swiglu(gate: Tensor, up: Tensor, limit: float, y: Tensor, /) -> None: ...
@@ -125,13 +153,27 @@ def hc_pre(
     post: Tensor,
     comb: Tensor,
     /,
-) -> None: ...
+) -> bool: ...
 def hc_post(output: Tensor, streams: Tensor, post: Tensor, comb: Tensor, y: Tensor, /) -> None: ...
-def hc_next(
-    output: Tensor | None,
+def hc_input(
     streams: Tensor,
-    post: Tensor | None,
-    comb: Tensor | None,
+    fn: Tensor,
+    scale: Tensor,
+    base: Tensor,
+    norm: Tensor,
+    iterations: int,
+    norm_eps: float,
+    eps: float,
+    input: Tensor,
+    post: Tensor,
+    comb: Tensor,
+    /,
+) -> bool: ...
+def hc_next(
+    output: Tensor,
+    streams: Tensor,
+    post: Tensor,
+    comb: Tensor,
     fn: Tensor,
     scale: Tensor,
     base: Tensor,
@@ -144,7 +186,7 @@ def hc_next(
     next_post: Tensor,
     next_comb: Tensor,
     /,
-) -> None: ...
+) -> bool: ...
 def hc_head(
     streams: Tensor,
     fn: Tensor,
@@ -154,7 +196,7 @@ def hc_head(
     eps: float,
     y: Tensor,
     /,
-) -> None: ...
+) -> bool: ...
 def sparse_attention(
     q: Tensor,
     window: Tensor,

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from fourfold import kernels
 from fourfold.kernels import composed, cpu, reference
-from fourfold.kernels.composed import CompressorWeights, ExpertWeights, Stored
+from fourfold.kernels.composed import (
+    CompressorWeights,
+    ExpertWeights,
+    MoeArguments,
+    Stored,
+    StreamEntry,
+)
 from fourfold.kernels.cpu import tensor_ops
 from fourfold.kernels.formats import FP8_BLOCK, Rounding, decode
 
@@ -27,9 +33,9 @@ _attention_inputs = native.attention_inputs
 _attention = native.attention
 _compressor_inputs = native.compressor_inputs
 _moe = native.moe
+_hc_moe = native.hc_moe
 
 _PACKED = frozenset({torch.int8, torch.float8_e4m3fn})
-_F32 = torch.float32
 _PLAIN = frozenset({torch.float32, torch.bfloat16})
 
 
@@ -100,24 +106,23 @@ def experts(
     return y
 
 
-def _plain(*weights: Stored | Tensor | None) -> bool:
-    """Whether no gradient is wanted through any of them."""
+# The composed operations run as one where float32 lies between their parts.  What the arguments are the
+# extension sees for itself: it returns False, and does nothing, where it does not cover them.
+
+
+def _plain(*learned: Any) -> bool:
+    """Whether no gradient is wanted through any of these tensors and tuples of them."""
     if not torch.is_grad_enabled():
         return True
-    tensors = (weight[0] if isinstance(weight, tuple) else weight for weight in weights)
-    return not any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
-def _f32(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32)
-
-
-# The composed operations run as one where float32 lies between their parts.  Whether it reads the weights the
-# extension sees for itself: it returns False if not.
+    return all(
+        _plain(*part) if isinstance(part, tuple) else not (isinstance(part, Tensor) and part.requires_grad)
+        for part in learned
+    )
 
 
 def attention_inputs(
-    x: Tensor,
+    streams: Tensor,
+    entry: StreamEntry,
     wq_a: Stored,
     q_norm: Tensor,
     wq_b: Stored,
@@ -126,29 +131,35 @@ def attention_inputs(
     cos: Tensor,
     sin: Tensor,
     heads: int,
-    eps: float,
-    roundings: tuple[Rounding, Rounding, Rounding],
+    roundings: tuple[Rounding, ...],
     compressors: tuple[CompressorWeights, ...],
     positions: Tensor,
     to_compressors: Rounding,
+    *,
+    iters: int,
+    norm_eps: float,
+    eps: float,
 ) -> tuple[Tensor, ...]:
-    learned = (x, wq_a, q_norm, wq_b, wkv, kv_norm, *(part for weights in compressors for part in weights))
-    if x.dtype is _F32 and x.is_contiguous() and x.numel() and _plain(*learned):
-        lead = x.shape[:-1]
-        qr = _f32(*lead, wq_a[0].shape[0])
-        q = _f32(*lead, heads, wq_b[0].shape[0] // heads)
-        kv = _f32(*lead, wkv[0].shape[0])
-        rows = [_f32(*lead, 2 * weights[2].shape[1]) for weights in compressors]
+    learned = streams, entry, wq_a, q_norm, wq_b, wkv, kv_norm, compressors
+    if streams.dtype is torch.float32 and _plain(*learned):
+        batch, tokens, n, width = streams.shape
+        new = streams.new_empty
+        x, post, comb = new(batch, tokens, width), new(batch, tokens, n), new(batch, tokens, n, n)
+        qr = new(batch, tokens, wq_a[0].shape[0])
+        q = new(batch, tokens, heads, wq_b[0].shape[0] // heads)
+        kv = new(batch, tokens, wkv[0].shape[0])
+        rows = [new(batch, tokens, 2 * weights[2].shape[1]) for weights in compressors]
         to_wq_a, to_wq_b, to_wkv = roundings
         if _attention_inputs(
-            x, wq_a, q_norm, wq_b, wkv, kv_norm, cos, sin, heads, eps,
-            to_wq_a._value_, to_wq_b._value_, to_wkv._value_,
-            compressors, positions, to_compressors._value_, qr, q, kv, rows,
+            streams.contiguous(), entry, iters, norm_eps, eps,
+            wq_a, q_norm, wq_b, wkv, kv_norm, cos, sin, heads,
+            to_wq_a._value_, to_wq_b._value_, to_wkv._value_, compressors, positions, to_compressors._value_,
+            x, post, comb, qr, q, kv, rows,
         ):  # fmt: skip
-            return qr, q, kv, *rows
+            return x, post, comb, qr, q, kv, *rows
     return composed.attention_inputs(
-        kernels, x, wq_a, q_norm, wq_b, wkv, kv_norm, cos, sin, heads, eps, roundings,
-        compressors, positions, to_compressors,
+        kernels, streams, entry, wq_a, q_norm, wq_b, wkv, kv_norm, cos, sin, heads, roundings,
+        compressors, positions, to_compressors, iters=iters, norm_eps=norm_eps, eps=eps,
     )  # fmt: skip
 
 
@@ -167,19 +178,14 @@ def attention(
     wo_a: Stored,
     groups: int,
     wo_b: Stored,
-    roundings: tuple[Rounding, Rounding],
+    roundings: tuple[Rounding, ...],
 ) -> Tensor:
-    # Groups that are no whole number of blocks share scales with their neighbours.
-    shared = wo_a[0].dtype == torch.float8_e4m3fn and wo_a[0].shape[0] // groups % FP8_BLOCK
     if (
-        q.dtype is _F32
-        and q.is_contiguous()
-        and q.numel()
-        and not shared
-        and tensor_ops.attends(q, window, entries, sink, rounding)
-        and _plain(wo_a, wo_b)
+        q.dtype is torch.float32
+        and rounding is not Rounding.FP8
+        and _plain(q, window, entries, sink, wo_a, wo_b)
     ):
-        y = _f32(*q.shape[:-2], wo_b[0].shape[0])
+        y = q.new_empty(*q.shape[:-2], wo_b[0].shape[0])
         if _attention(
             q, window, window_range, entries, entry_range, entry_index, sink, scale,
             rounding is Rounding.BF16, cos, sin, wo_a, groups, wo_b,
@@ -193,10 +199,9 @@ def attention(
 
 
 def compressor_inputs(x: Tensor, weights: CompressorWeights, positions: Tensor, rounding: Rounding) -> Tensor:
-    ape = weights[2]
-    if x.dtype in _PLAIN and x.is_contiguous() and ape.dtype is _F32 and _plain(x, *weights):
-        y = _f32(*x.shape[:-1], 2 * ape.shape[1])
-        if _compressor_inputs(x, weights, positions.contiguous(), rounding._value_, y):
+    if _plain(x, weights):
+        y = torch.empty((*x.shape[:-1], 2 * weights[2].shape[1]), dtype=torch.float32)
+        if _compressor_inputs(x.contiguous(), weights, positions, rounding._value_, y):
             return y
     return composed.compressor_inputs(kernels, x, weights, positions, rounding)
 
@@ -211,22 +216,41 @@ def moe(
     routed: ExpertWeights,
     shared: ExpertWeights,
     limit: float,
-    roundings: tuple[Rounding, Rounding],
+    roundings: tuple[Rounding, ...],
 ) -> Tensor:
-    if (
-        x.dtype is _F32
-        and x.is_contiguous()
-        and x.numel()
-        and router.dtype in _PLAIN
-        and _plain(x, router, bias, *routed, *shared)
-    ):
-        y = torch.empty_like(x)
+    if _plain(x, router, bias, routed, shared):
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
         if _moe(
             x, router, bias, chosen, k, scaling, routed, shared, limit,
             roundings[0]._value_, roundings[1]._value_, y,
         ):  # fmt: skip
             return y
     return composed.moe(kernels, x, router, bias, chosen, k, scaling, routed, shared, limit, roundings)
+
+
+def hc_moe(
+    output: Tensor,
+    streams: Tensor,
+    post: Tensor,
+    comb: Tensor,
+    entry: StreamEntry,
+    experts: MoeArguments,
+    *,
+    iters: int,
+    norm_eps: float,
+    eps: float,
+) -> Tensor:
+    if output.dtype is torch.float32 and _plain(output, streams, post, comb, entry, experts):
+        y = streams.new_empty(streams.shape)
+        *others, roundings = experts
+        if _hc_moe(
+            output, streams.contiguous(), post, comb, entry, iters, norm_eps, eps, *others,
+            roundings[0]._value_, roundings[1]._value_, y,
+        ):  # fmt: skip
+            return y
+    return composed.hc_moe(
+        kernels, output, streams, post, comb, entry, experts, iters=iters, norm_eps=norm_eps, eps=eps
+    )
 
 
 _COVERAGE = "native: without gradients; otherwise reference"
@@ -239,6 +263,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "attention": attention,
     "compressor_inputs": compressor_inputs,
     "moe": moe,
+    "hc_moe": hc_moe,
     **tensor_ops.OPS,
 }
 NOTES: dict[str, str] = {**dict.fromkeys(OPS, _COVERAGE), **tensor_ops.NOTES}

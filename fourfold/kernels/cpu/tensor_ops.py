@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fourfold import kernels
 from fourfold.kernels import composed, cpu, reference
+from fourfold.kernels.composed import StreamEntry
 from fourfold.kernels.formats import FP4_GROUP, Rounding
 
 assert cpu.native is not None, "import only where fourfold.kernels.cpu.available()"
@@ -140,17 +141,6 @@ def _route(
     return weights, scores
 
 
-def _mixes(streams: Tensor, fn: Tensor, scale: Tensor, base: Tensor) -> bool:
-    return (
-        streams.dtype in _FLOATS
-        and streams.shape[-2] <= _STREAMS
-        and streams.numel() > 0
-        and fn.dtype is scale.dtype is base.dtype is _F32
-        and fn.is_contiguous()
-        and _plain(streams, fn, scale, base)
-    )
-
-
 def hc_pre(
     streams: Tensor,
     fn: Tensor,
@@ -161,11 +151,11 @@ def hc_pre(
     norm_eps: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if not _mixes(streams, fn, scale, base):
-        return reference.hc_pre(streams, fn, scale, base, iters=iters, norm_eps=norm_eps, eps=eps)
-    parts = _room_for_input(streams)
-    native.hc_pre(streams.contiguous(), fn, scale, base, iters, norm_eps, eps, *parts)
-    return parts
+    if _plain(streams, fn, scale, base):
+        parts = _room_for_input(streams)
+        if native.hc_pre(streams.contiguous(), fn, scale, base, iters, norm_eps, eps, *parts):
+            return parts
+    return reference.hc_pre(streams, fn, scale, base, iters=iters, norm_eps=norm_eps, eps=eps)
 
 
 def hc_post(output: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
@@ -183,24 +173,13 @@ def hc_post(output: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tens
 
 
 def hc_input(
-    streams: Tensor,
-    fn: Tensor,
-    scale: Tensor,
-    base: Tensor,
-    norm: Tensor,
-    *,
-    iters: int,
-    norm_eps: float,
-    eps: float,
+    streams: Tensor, entry: StreamEntry, *, iters: int, norm_eps: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if not _mixes(streams, fn, scale, base) or not _plain(norm) or norm.dtype not in _FLOATS:
-        return composed.hc_input(
-            kernels, streams, fn, scale, base, norm, iters=iters, norm_eps=norm_eps, eps=eps
-        )
-    streams = streams.contiguous()
-    parts = _room_for_input(streams)
-    native.hc_next(None, streams, None, None, fn, scale, base, norm, iters, norm_eps, eps, streams, *parts)
-    return parts
+    if _plain(streams, *entry):
+        parts = _room_for_input(streams)
+        if native.hc_input(streams.contiguous(), *entry, iters, norm_eps, eps, *parts):
+            return parts
+    return composed.hc_input(kernels, streams, entry, iters=iters, norm_eps=norm_eps, eps=eps)
 
 
 def hc_next(
@@ -208,32 +187,19 @@ def hc_next(
     streams: Tensor,
     post: Tensor,
     comb: Tensor,
-    fn: Tensor,
-    scale: Tensor,
-    base: Tensor,
-    norm: Tensor,
+    entry: StreamEntry,
     *,
     iters: int,
     norm_eps: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if not (
-        output.dtype is streams.dtype
-        and norm.dtype in _FLOATS
-        and _mixes(streams, fn, scale, base)
-        and _plain(output, post, comb, norm)
-    ):
-        return composed.hc_next(
-            kernels, output, streams, post, comb, fn, scale, base, norm,
-            iters=iters, norm_eps=norm_eps, eps=eps,
-        )  # fmt: skip
-    y = _new(streams)
-    parts = _room_for_input(streams)
-    native.hc_next(
-        output.contiguous(), streams.contiguous(), post, comb, fn, scale, base, norm,
-        iters, norm_eps, eps, y, *parts,
-    )  # fmt: skip
-    return y, *parts
+    if output.dtype is streams.dtype and _plain(output, streams, post, comb, *entry):
+        y, parts = _new(streams), _room_for_input(streams)
+        if native.hc_next(output, streams.contiguous(), post, comb, *entry, iters, norm_eps, eps, y, *parts):
+            return y, *parts
+    return composed.hc_next(
+        kernels, output, streams, post, comb, entry, iters=iters, norm_eps=norm_eps, eps=eps
+    )
 
 
 def _room_for_input(streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -249,23 +215,11 @@ def _room_for_input(streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def hc_head(
     streams: Tensor, fn: Tensor, scale: Tensor, base: Tensor, *, norm_eps: float, eps: float
 ) -> Tensor:
-    if not _mixes(streams, fn, scale, base):
-        return reference.hc_head(streams, fn, scale, base, norm_eps=norm_eps, eps=eps)
-    y = torch.empty((*streams.shape[:-2], streams.shape[-1]), dtype=streams.dtype)
-    native.hc_head(streams.contiguous(), fn, scale, base, norm_eps, eps, y)
-    return y
-
-
-def attends(q: Tensor, window: Tensor, entries: Tensor | None, sink: Tensor, rounding: Rounding) -> bool:
-    """Whether attention over these runs here."""
-    return (
-        q.dtype in _FLOATS
-        and window.dtype in _FLOATS
-        and (entries is None or entries.dtype in _FLOATS)
-        and sink.dtype is _F32
-        and rounding is not Rounding.FP8
-        and _plain(q, window, entries, sink)
-    )
+    if _plain(streams, fn, scale, base):
+        y = torch.empty((*streams.shape[:-2], streams.shape[-1]), dtype=streams.dtype)
+        if native.hc_head(streams.contiguous(), fn, scale, base, norm_eps, eps, y):
+            return y
+    return reference.hc_head(streams, fn, scale, base, norm_eps=norm_eps, eps=eps)
 
 
 def sparse_attention(
@@ -279,7 +233,14 @@ def sparse_attention(
     scale: float,
     rounding: Rounding = Rounding.NONE,
 ) -> Tensor:
-    if not attends(q, window, entries, sink, rounding):
+    if not (
+        q.dtype in _FLOATS
+        and window.dtype in _FLOATS
+        and (entries is None or entries.dtype in _FLOATS)
+        and sink.dtype is _F32
+        and rounding is not Rounding.FP8
+        and _plain(q, window, entries, sink)
+    ):
         return reference.sparse_attention(
             q, window, window_range, entries, entry_range, entry_index, sink, scale, rounding
         )

@@ -84,6 +84,25 @@ struct Argument : dlpack::Tensor {
     }
 };
 
+// What an Argument would complain about, asked first: a tensor may be none of ours, then the reference takes it.
+struct Glance : dlpack::Tensor {
+    bool ours = false;  // on the CPU, its rows contiguous
+
+    explicit Glance(nb::handle object) {
+        if (!PyObject_TypeCheck(object.ptr(), g_tensor_type)) return;
+        if (g_exchange->view(object.ptr(), this) != 0) {
+            PyErr_Clear();  // of a type that cannot be lent
+            return;
+        }
+        ours = device_type == dlpack::kCpu && ndim >= 1 && fourfold::gapless(*this, ndim - 1);
+    }
+    bool is(dlpack::Code c, int width) const { return ours && code == c && bits == width; }
+    bool f32() const { return is(dlpack::Code::Float, 32); }
+    bool floats() const { return f32() || is(dlpack::Code::Bfloat, 16); }
+    bool gapless() const { return ours && fourfold::gapless(*this, 0); }
+    bool some() const { return size_of(*this) > 0; }
+};
+
 // The arguments of sparse attention but its result, checked; the tensors lend their memory for the call.
 struct AttentionArguments {
     nb::handle window, window_range, entries, entry_range, entry_index, sink;
@@ -91,6 +110,7 @@ struct AttentionArguments {
     bool round;
 };
 Attention attention_of(const Argument& q, const AttentionArguments& a);
+bool attends(nb::handle q, const AttentionArguments& a);  // whether we can
 
 // The operations of tensor_ops.h and composed_ops.h as functions of the module.
 void add_tensor_ops(nb::module_& m);

@@ -35,9 +35,12 @@ constexpr index_t kTokensAtOnce = 1024;
 
 }  // namespace
 
-void attention_inputs(const AttentionInputs& a, const Activations& x, float* qr, float* q, float* kv) {
+void attention_inputs(const AttentionInputs& a, float* qr, float* q, float* kv) {
     thread_local std::vector<Product> products;
-    const index_t tokens = x.count, rank = a.wq_a.rows;
+    const Entering& from = a.from;
+    const index_t tokens = from.tokens, rank = a.wq_a.rows;
+    hc_next(nullptr, Type::F32, tokens, from.n, from.width, from.entry, const_cast<float*>(from.streams));
+    const Activations x = rows_of(static_cast<const float*>(from.entry.input), tokens, from.width);
     products.assign({{a.wq_a, a.to_wq_a, qr, 0}, {a.wkv, a.to_wkv, kv, 0}});
     for (const CompressorInputs& c : a.compressors) add_products(c, a.to_compressors, products);
     linears(products, x);
@@ -108,6 +111,18 @@ void moe(const MixtureOfExperts& m, const Activations& x, float* y) {
     weigh_experts(scores, indices, n, m.experts, m.choices, m.scaling, weights);
     std::fill(y, y + n * m.routed.w2.rows, 0.f);
     add_experts(m.routed, m.gate, &m.shared, indices, weights, m.choices, x, y);
+}
+
+void hc_moe(const StreamReturn& back, const Entering& to, const MixtureOfExperts& m, float* y) {
+    thread_local Scratch stream_memory, x_memory, result_memory, post_memory, comb_memory;
+    const index_t tokens = to.tokens, n = to.n, width = to.width;
+    float* streams = stream_memory.floats(tokens * n * width);
+    float *x = x_memory.floats(tokens * width), *result = result_memory.floats(tokens * width);
+    StreamEntry entry = to.entry;
+    entry.input = x, entry.post = post_memory.floats(tokens * n), entry.comb = comb_memory.floats(tokens * n * n);
+    hc_next(&back, Type::F32, tokens, n, width, entry, streams);
+    moe(m, rows_of(x, tokens, width), result);
+    hc_post(result, streams, Type::F32, tokens, n, width, entry.post, entry.comb, y);
 }
 
 }  // namespace fourfold

@@ -28,7 +28,15 @@ struct CompressorInputs {
     float* y;
 };
 
+// Streams [tokens, n, width] of float32 that enter a sublayer; entry.input is its normed input x.
+struct Entering {
+    const float* streams;
+    index_t tokens, n, width;
+    StreamEntry entry;
+};
+
 struct AttentionInputs {
+    Entering from;
     Matrix wq_a, wq_b, wkv;
     Rounding to_wq_a, to_wq_b, to_wkv, to_compressors;
     NormWeight q_norm, kv_norm;
@@ -38,8 +46,8 @@ struct AttentionInputs {
     const index_t* positions;  // [tokens]
     std::vector<CompressorInputs> compressors;
 };
-// x [tokens, D] -> qr [tokens, wq_a.rows], q [tokens, heads, C], kv [tokens, C], and the compressors' rows.
-void attention_inputs(const AttentionInputs& a, const Activations& x, float* qr, float* q, float* kv);
+// The entry's x -> qr [tokens, wq_a.rows], q [tokens, heads, C], kv [tokens, C], and the compressors' rows.
+void attention_inputs(const AttentionInputs& a, float* qr, float* q, float* kv);
 
 struct AttentionOutput {
     Matrix wo_a, wo_b;  // the first of the groups' matrices; one
@@ -69,6 +77,10 @@ struct MixtureOfExperts {
     Gate gate;
     SharedExpert shared;
 };
+// hc_next, then moe, then hc_post: streams that `back` returns to -> y [tokens, n, width].  The entry's input, post and
+// comb are not set.
+void hc_moe(const StreamReturn& back, const Entering& to, const MixtureOfExperts& m, float* y);
+
 // x [tokens, D] -> y [tokens, D].
 void moe(const MixtureOfExperts& m, const Activations& x, float* y);
 

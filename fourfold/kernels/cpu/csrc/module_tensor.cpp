@@ -1,23 +1,12 @@
 // The operations of tensor_ops.h in the Python module: checks tensors, lets go of the GIL.  Inputs may have any
 // distance between their rows; results (y, ...) are contiguous and written in place.
 #include "argument.h"
-#include "tensor_ops.h"
+#include "streams.h"
 
 namespace fourfold {
 namespace {
 
 using Object = nb::handle;
-
-float* output(const Argument& y, index_t size) {
-    y.check(y.size() == size, "has the wrong size");
-    return y.as<float>(dlpack::Code::Float);
-}
-
-void* output_like(const Argument& y, const Argument& x, index_t size) {
-    y.check(y.size() == size, "has the wrong size");
-    y.check(y.type() == x.type(), "has another dtype than x");
-    return y.memory();
-}
 
 // Number of rows of x.
 index_t count_of(const Argument& x) { return x.last() ? x.size() / x.last() : 0; }
@@ -121,93 +110,69 @@ void py_route(Object x_object, Object weight_object, Object bias_object, Object 
     weigh_experts(all, chosen, n, experts, k, scaling, amounts);
 }
 
-// The parts that hc_pre and hc_head have in common: n streams that make `outputs` weights.
-struct Streams {
-    Argument x, fn, scale, base;
-    index_t n, width, tokens;
-    StreamMixing mixing;
+// The mHC operations return False, and have done nothing, where the streams or their mixing are not ours.
 
-    Streams(Object x_object, Object fn_object, Object scale_object, Object base_object, float norm_eps, float eps)
-        : x(x_object, "streams"), fn(fn_object, "fn"), scale(scale_object, "scale"), base(base_object, "base") {
-        x.check(x.ndim >= 2 && x.size() > 0, "is not [..., n, D]");
-        n = x.shape[x.ndim - 2];
-        width = x.last();
-        tokens = x.size() / (n * width);
-        x.check(n <= kMostStreams, "has too many streams");
-        mixing = {fn.floats(), scale.floats(), base.floats(), 0, norm_eps, eps};
-    }
-    void expect(index_t outputs, index_t scales) const {
-        fn.check(fn.size() == outputs * n * width, "does not fit streams");
-        scale.check(scale.size() == scales, "has the wrong size");
-        base.check(base.size() == outputs, "does not fit streams");
-    }
-    Rows rows() const { return {x.memory(), x.type(), n * width}; }
-};
-
-void py_hc_pre(Object streams, Object fn, Object scale, Object base, int iterations, float norm_eps, float eps,
+bool py_hc_pre(Object streams, Object fn, Object scale, Object base, int iterations, float norm_eps, float eps,
                Object input_object, Object post_object, Object comb_object) {
-    Streams s(streams, fn, scale, base, norm_eps, eps);
+    const MixingArguments mixing{fn, scale, base, iterations, norm_eps, eps};
+    if (!mixes(streams, mixing)) return false;
+    const Streams s(streams, mixing);
     const Argument input(input_object, "input"), post(post_object, "post"), comb(comb_object, "comb");
     s.expect((2 + s.n) * s.n, 3);
-    s.mixing.iterations = iterations;
     void* in = output_like(input, s.x, s.tokens * s.width);
     float *back = output(post, s.tokens * s.n), *matrix = output(comb, s.tokens * s.n * s.n);
     nb::gil_scoped_release release;
     hc_pre(s.rows(), s.tokens, s.n, s.width, s.mixing, in, back, matrix);
+    return true;
 }
 
-void py_hc_head(Object streams, Object fn, Object scale, Object base, float norm_eps, float eps, Object y_object) {
-    const Streams s(streams, fn, scale, base, norm_eps, eps);
+bool py_hc_head(Object streams, Object fn, Object scale, Object base, float norm_eps, float eps, Object y_object) {
+    const MixingArguments mixing{fn, scale, base, 0, norm_eps, eps};
+    if (!mixes(streams, mixing)) return false;
+    const Streams s(streams, mixing);
     const Argument y(y_object, "y");
     s.expect(s.n, 1);
     void* to = output_like(y, s.x, s.tokens * s.width);
     nb::gil_scoped_release release;
     hc_head(s.rows(), s.tokens, s.n, s.width, s.mixing, to);
+    return true;
 }
 
-void py_hc_post(Object output_object, Object streams_object, Object post_object, Object comb_object,
-                Object y_object) {
-    const Argument out(output_object, "output"), x(streams_object, "streams"), post(post_object, "post");
-    const Argument comb(comb_object, "comb"), y(y_object, "y");
+void py_hc_post(Object output, Object streams, Object post, Object comb, Object y_object) {
+    const Argument x(streams, "streams"), y(y_object, "y");
     x.check(x.ndim >= 2 && x.size() > 0, "is not [..., n, D]");
     const index_t n = x.shape[x.ndim - 2], width = x.last(), tokens = x.size() / (n * width);
-    out.check(out.size() == tokens * width && out.type() == x.type(), "does not fit streams");
-    post.check(post.size() == tokens * n, "does not fit streams");
-    comb.check(comb.size() == tokens * n * n, "does not fit streams");
-    const float *p = post.floats(), *c = comb.floats();
+    const StreamReturn back = return_of(x, output, post, comb);
     void* to = output_like(y, x, x.size());
     nb::gil_scoped_release release;
-    hc_post(out.memory(), x.memory(), x.type(), tokens, n, width, p, c, to);
+    hc_post(back.output, back.streams, x.type(), tokens, n, width, back.post, back.comb, to);
 }
 
-// The streams as they are, or after output, post and comb of the sublayer before have gone back to them -> y; then
-// the input of the next sublayer, normed, and its own post and comb.
-void py_hc_next(Object output_object, Object streams_object, Object post_object, Object comb_object, Object fn,
-                Object scale, Object base, Object norm_object, int iterations, float norm_eps, float eps,
-                Object y_object, Object input_object, Object next_post, Object next_comb) {
-    Streams s(streams_object, fn, scale, base, norm_eps, eps);
-    const Argument y(y_object, "y"), norm(norm_object, "norm"), input(input_object, "input");
-    s.expect((2 + s.n) * s.n, 3);
-    s.mixing.iterations = iterations;
-    norm.check(norm.size() == s.width, "does not fit streams");
-    void *to = output_like(y, s.x, s.x.size()), *in = output_like(input, s.x, s.tokens * s.width);
-    const StreamEntry next{s.mixing, norm.memory(), norm.type(), in,
-                           output(Argument(next_post, "next_post"), s.tokens * s.n),
-                           output(Argument(next_comb, "next_comb"), s.tokens * s.n * s.n)};
-    StreamReturn back{};
-    const bool returns = !output_object.is_none();
-    if (returns) {
-        const Argument out(output_object, "output"), post(post_object, "post"), comb(comb_object, "comb");
-        out.check(out.size() == s.tokens * s.width && out.type() == s.x.type(), "does not fit streams");
-        post.check(post.size() == s.tokens * s.n, "does not fit streams");
-        comb.check(comb.size() == s.tokens * s.n * s.n, "does not fit streams");
-        back = {out.memory(), s.x.memory(), post.floats(), comb.floats()};
-    } else {
-        y.check(to == s.x.memory(), "is not streams");
-    }
-    const Type type = s.x.type();
+bool py_hc_input(Object streams, Object fn, Object scale, Object base, Object norm, int iterations, float norm_eps,
+                 float eps, Object input, Object post, Object comb) {
+    const MixingArguments mixing{fn, scale, base, iterations, norm_eps, eps};
+    if (!mixes(streams, mixing) || !Glance(norm).floats()) return false;
+    const Streams s(streams, mixing);
+    const StreamEntry next = s.entry(norm, output_like(Argument(input, "input"), s.x, s.tokens * s.width), post, comb);
     nb::gil_scoped_release release;
-    hc_next(returns ? &back : nullptr, type, s.tokens, s.n, s.width, next, to);
+    hc_next(nullptr, s.x.type(), s.tokens, s.n, s.width, next, s.x.memory());
+    return true;
+}
+
+// The streams to which the output of the sublayer before has gone back -> y; then as py_hc_input.
+bool py_hc_next(Object output, Object streams, Object post, Object comb, Object fn, Object scale, Object base,
+                Object norm, int iterations, float norm_eps, float eps, Object y_object, Object input,
+                Object next_post, Object next_comb) {
+    const MixingArguments mixing{fn, scale, base, iterations, norm_eps, eps};
+    if (!mixes(streams, mixing) || !Glance(norm).floats()) return false;
+    const Streams s(streams, mixing);
+    const StreamReturn back = return_of(s.x, output, post, comb);
+    const StreamEntry next =
+        s.entry(norm, output_like(Argument(input, "input"), s.x, s.tokens * s.width), next_post, next_comb);
+    void* to = output_like(Argument(y_object, "y"), s.x, s.x.size());
+    nb::gil_scoped_release release;
+    hc_next(&back, s.x.type(), s.tokens, s.n, s.width, next, to);
+    return true;
 }
 
 // A buffer [B, rows, width] whose sequences and rows may lie apart.
@@ -258,6 +223,11 @@ void py_index_topk(Object q_object, Object weights_object, Object keys_object, O
 
 }  // namespace
 
+bool attends(nb::handle q, const AttentionArguments& a) {
+    return Glance(q).floats() && Glance(a.window).floats() && (a.entries.is_none() || Glance(a.entries).floats()) &&
+           Glance(a.sink).f32();
+}
+
 Attention attention_of(const Argument& q, const AttentionArguments& from) {
     q.check(q.ndim == 4, "is not [B, T, H, C]");
     Attention a{};
@@ -302,8 +272,8 @@ void add_tensor_ops(nb::module_& m) {
     m.def("route", &py_route, given, given, maybe, given, given, given, given);
     m.def("hc_pre", &py_hc_pre);
     m.def("hc_post", &py_hc_post);
-    m.def("hc_next", &py_hc_next, maybe, given, maybe, maybe, given, given, given, given, given, given, given, given,
-          given, given, given);
+    m.def("hc_input", &py_hc_input);
+    m.def("hc_next", &py_hc_next);
     m.def("hc_head", &py_hc_head);
     m.def("sparse_attention", &py_sparse_attention, given, given, given, maybe, maybe, maybe, given, given, given,
           given);

@@ -61,19 +61,10 @@ struct StoredPair {
     // Whether the products read it as it lies; what they do not read is the reference's.
     bool readable() const {
         using dlpack::Code;
-        dlpack::Tensor w, s;
-        if (!view(weight, w)) return false;
-        if (scale.is_none()) return is(w, Code::Float, 32) || is(w, Code::Bfloat, 16);
-        return is(w, Code::E4M3, 8) || (is(w, Code::Int, 8) && view(scale, s) && is(s, Code::E8M0, 8));
-    }
-
-private:
-    static bool is(const dlpack::Tensor& t, dlpack::Code code, int bits) { return t.code == code && t.bits == bits; }
-    static bool view(nb::handle object, dlpack::Tensor& t) {
-        if (!PyObject_TypeCheck(object.ptr(), g_tensor_type)) return false;
-        if (g_exchange->view(object.ptr(), &t) == 0) return gapless(t, 0);
-        PyErr_Clear();  // a type that cannot be lent
-        return false;
+        const Glance w(weight);
+        if (!w.gapless()) return false;
+        if (scale.is_none()) return w.floats();
+        return w.is(Code::E4M3, 8) || (w.is(Code::Int, 8) && Glance(scale).is(Code::E8M0, 8));
     }
 };
 
