@@ -7,6 +7,7 @@ import gc
 import os
 import shutil
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -17,13 +18,15 @@ from fourfold.errors import CheckpointError
 from fourfold.tiers.copy import copied
 from tests.tiers.conftest import table_of
 
+NUMERICS = ("exact", "deployed", "fast")
 EXPERTS = 40  # of tiny_folder: 4 layers and an MTP block of 8
 
 
-@pytest.fixture(autouse=True)
-def reference_kernels():
-    with kernels.replaced("cpu", {}):
-        yield
+@pytest.fixture(scope="module", autouse=True, params=["reference", "installed"])
+def kernels_in_use(request):
+    """Everything here holds for the plain reference and for what this machine runs by itself."""
+    with kernels.replaced("cpu", {}) if request.param == "reference" else nullcontext():
+        yield request.param
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +50,9 @@ def answer(model, ids):
 
 
 @pytest.fixture(scope="module")
-def wanted(tiny_folder, ids):
+def wanted(kernels_in_use, tiny_folder, ids):
     """By numerics: what the resident model answers."""
-    with kernels.replaced("cpu", {}):
-        return {n: answer(fourfold.load(tiny_folder, numerics=n), ids) for n in ("exact", "deployed")}
+    return {n: answer(fourfold.load(tiny_folder, numerics=n), ids) for n in NUMERICS}
 
 
 def same(a, b):
@@ -58,7 +60,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("share", [10, 25, 50, 75, 100])
-@pytest.mark.parametrize("numerics", ["exact", "deployed"])
+@pytest.mark.parametrize("numerics", NUMERICS)
 def test_bits_equal_the_resident_models(tiered, tiny_folder, ids, wanted, share, numerics):
     model = tiered(tiny_folder, EXPERTS * share // 100, numerics)
     assert same(answer(model, ids), wanted[numerics])
