@@ -141,8 +141,9 @@ def _first_use(device: str) -> dict[str, Callable[..., Any]]:
 def linear(x: Tensor, weight: Tensor, scale: Tensor | None, rounding: Rounding = Rounding.NONE) -> Tensor:
     """y = round(x) · Wᵀ with float32 products and sums, in the dtype of x.
 
-    x [..., I]; weight [O, I] f32, bf16 or FP8 (scale [ceil(O/128), ceil(I/128)]) or FP4 [O, I/2]
-    (scale [O, I/32]); returns [..., O].
+    x [..., I]; weight [O, I] f32, bf16, FP8 (scale [ceil(O/128), ceil(I/128)]) or int8 (scale [O]), FP4
+    [O, I/2] (scale [O, I/32]) or int4 [O/2, I] (scale [O]), see formats.py; returns [..., O].
+    Rounding.INT8 with int8 or int4 weights: integer products and sums, then the two scales.
     """
     return _impl("linear", x)(x, weight, scale, rounding)
 

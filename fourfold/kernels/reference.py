@@ -15,7 +15,19 @@ from torch import Tensor
 
 from fourfold.kernels import composed
 from fourfold.kernels.attention_reference import index_topk, sparse_attention
-from fourfold.kernels.formats import Rounding, decode, in_features, round_fp4, round_fp8, round_input
+from fourfold.kernels.formats import (
+    FP8_BLOCK,
+    Rounding,
+    channel_scale,
+    decode,
+    in_features,
+    integer_codes,
+    is_integer,
+    round_fp4,
+    round_fp8,
+    round_input,
+    to_int8,
+)
 
 __all__ = [
     "attention",
@@ -49,35 +61,58 @@ __all__ = [
 _DECODED_WEIGHTS = 1 << 24
 
 
+# 127 · 128 · 1024 < 2^24: so many products of int8 codes add up exactly in float32, in any order.
+_EXACT_TERMS = 1024
+
+
 def linear(x: Tensor, weight: Tensor, scale: Tensor | None, rounding: Rounding = Rounding.NONE) -> Tensor:
-    x = round_input(x, rounding)
     if weight.dtype == torch.float32:
-        return F.linear(x.to(torch.float32), weight).to(x.dtype)
-    rows = max(128, _DECODED_WEIGHTS // in_features(weight) // 128 * 128)
-    y = x.to(torch.float32)
-    slabs = [F.linear(y, decode(*slab)) for slab in _row_slabs(weight, scale, rows)]
-    return (slabs[0] if len(slabs) == 1 else torch.cat(slabs, dim=-1)).to(x.dtype)
+        return F.linear(round_input(x, rounding).to(torch.float32), weight).to(x.dtype)
+    rows = max(128, _DECODED_WEIGHTS // in_features(weight, scale) // 128 * 128)
+    slabs = _row_slabs(weight, scale, rows)
+    if rounding is Rounding.INT8 and is_integer(weight, scale):
+        codes, amplitude = to_int8(x)
+        parts = [_integer_product(codes, *slab) for slab in slabs]
+        return (torch.cat(parts, dim=-1) * amplitude).to(x.dtype)
+    y = round_input(x, rounding).to(torch.float32)
+    parts = [F.linear(y, decode(*slab)) for slab in slabs]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).to(x.dtype)
+
+
+def _integer_product(codes: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+    """codes · Wᵀ with sums in int32, as integer matrix units make them, times the channels' scales."""
+    assert scale is not None
+    w = integer_codes(weight).to(torch.float32)
+    parts = zip(codes.split(_EXACT_TERMS, -1), w.split(_EXACT_TERMS, -1), strict=True)
+    sums = sum(F.linear(a, b).to(torch.int32) for a, b in parts)
+    assert isinstance(sums, Tensor)
+    return sums.to(torch.float32) * channel_scale(scale)
 
 
 def _row_slabs(weight: Tensor, scale: Tensor | None, rows: int) -> list[tuple[Tensor, Tensor | None]]:
-    if weight.shape[0] <= rows:
+    """The matrix in parts of at most `rows` output channels."""
+    pairs = 2 if weight.dtype == torch.uint8 else 1
+    channels = weight.shape[0] * pairs
+    if channels <= rows:
         return [(weight, scale)]
+    step = FP8_BLOCK if weight.dtype == torch.float8_e4m3fn else 1
     slabs = []
-    for start in range(0, weight.shape[0], rows):
-        part = None
-        if scale is not None:
-            step = 128 if weight.dtype == torch.float8_e4m3fn else 1
-            part = scale[start // step : -(-(start + rows) // step)]
-        slabs.append((weight[start : start + rows], part))
+    for start in range(0, channels, rows):
+        part = None if scale is None else scale[start // step : -(-(start + rows) // step)]
+        slabs.append((weight[start // pairs : (start + rows) // pairs], part))
     return slabs
 
 
 def grouped_linear(
     x: Tensor, weight: Tensor, scale: Tensor | None, groups: int, rounding: Rounding = Rounding.NONE
 ) -> Tensor:
-    matrices = decode(weight, scale).unflatten(0, (groups, -1))
-    y = round_input(x, rounding).to(matrices.dtype)
-    return torch.einsum("...gi,goi->...go", y, matrices).to(x.dtype)
+    if is_integer(weight, scale):
+        assert scale is not None
+        matrices = zip(x.unbind(-2), weight.chunk(groups), scale.chunk(groups), strict=True)
+        return torch.stack([linear(*group, rounding) for group in matrices], dim=-2)
+    decoded = decode(weight, scale).unflatten(0, (groups, -1))
+    y = round_input(x, rounding).to(decoded.dtype)
+    return torch.einsum("...gi,goi->...go", y, decoded).to(x.dtype)
 
 
 def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
@@ -105,7 +140,7 @@ def experts(
     chosen = indices.flatten()[order]
     tokens = order // indices.shape[1]
     amounts = weights.flatten()[order].unsqueeze(-1)
-    y = torch.zeros(x.shape[0], w2.shape[1], dtype=torch.float32, device=x.device) if out is None else out
+    y = torch.zeros_like(x) if out is None else out
     begin = 0
     for expert, count in zip(
         *(v.tolist() for v in chosen.unique_consecutive(return_counts=True)), strict=True

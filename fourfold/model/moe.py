@@ -87,7 +87,7 @@ class Experts(nn.Module):
     @property
     def rounding(self) -> Rounding:
         """Of the inputs."""
-        return self.numerics.input_of(self._matrices[0].stored[0])
+        return self.numerics.input_of(*self._matrices[0].stored)
 
     def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """x [N, D] -> [N, D] f32."""

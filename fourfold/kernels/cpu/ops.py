@@ -1,7 +1,7 @@
 """The operations of the contract that run natively on a CPU; `fourfold.kernels` has their documentation.
 
-Each one hands what the extension does not cover to the reference: gradients, types other than float32,
-bfloat16 and the packed ones.  NOTES says so in the operator table.
+Each one hands what the extension does not cover to the reference: gradients, int8 and int4 weights, types
+other than float32, bfloat16, FP8 and FP4.  NOTES says so in the operator table.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def moe(
     return composed.moe(kernels, x, router, bias, chosen, k, scaling, routed, shared, limit, roundings)
 
 
-_COVERAGE = "native: without gradients; otherwise reference"
+_COVERAGE = "native: without gradients, no int8 or int4 weights; otherwise reference"
 
 OPS: dict[str, Callable[..., Any]] = {
     "linear": linear,
