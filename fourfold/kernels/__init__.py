@@ -110,8 +110,27 @@ def replaced(device: str, operations: Mapping[str, Callable[..., Any]]) -> Itera
     Training needs this: the reference has derivatives, a chip's own kernels need not.
     """
     discover(device)
+    with _running(device, {**_REFERENCE, **operations}):
+        yield
+
+
+@contextmanager
+def observed(device: str, watch: Mapping[str, Callable[[Callable[..., Any]], Any]]) -> Iterator[None]:
+    """For the length of a `with`, run each operation of `watch` as watch[name](what runs it now).
+
+    Operations that are several others in a row run as those, so that all their calls pass.
+    """
+    discover(device)
+    now = _TABLES.get(device, _REFERENCE)
+    parts = {name: _REFERENCE[name] for name in COMPOSED}
+    with _running(device, {**now, **parts, **{name: wrap(now[name]) for name, wrap in watch.items()}}):
+        yield
+
+
+@contextmanager
+def _running(device: str, operations: dict[str, Callable[..., Any]]) -> Iterator[None]:
     before = _TABLES.get(device)
-    _TABLES[device] = {**_REFERENCE, **operations}
+    _TABLES[device] = operations
     try:
         yield
     finally:

@@ -31,6 +31,10 @@ INT8_MAX, INT4_MAX = 127, 7
 E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Value of the codes 0-7; code + 8 is its negative."""
 
+# A stored matrix is decoded in slabs of rows of at most this many weights (64 MiB of float32), so that no
+# head or expert ever lies in memory as a whole at four bytes a weight.
+_DECODED_WEIGHTS = 1 << 24
+
 # The published activation rounding never scales below this amplitude, so that silence stays silent.
 _FP8_AMAX_FLOOR = 1e-4
 _FP4_AMAX_FLOOR = FP4_MAX * 2.0**-126
@@ -116,6 +120,21 @@ def decode(weight: Tensor, scale: Tensor | None) -> Tensor:
     if is_integer(weight, scale):
         return integer_codes(weight).to(torch.float32) * channel_scale(scale).unsqueeze(-1)
     return decode_fp4(weight, scale)
+
+
+def row_slabs(weight: Tensor, scale: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
+    """A matrix in parts of so many output channels that one may be decoded; a whole number of 128."""
+    rows = max(128, _DECODED_WEIGHTS // in_features(weight, scale) // 128 * 128)
+    pairs = 2 if weight.dtype == torch.uint8 else 1
+    channels = weight.shape[0] * pairs
+    if channels <= rows:
+        return [(weight, scale)]
+    step = FP8_BLOCK if weight.dtype == torch.float8_e4m3fn else 1
+    slabs = []
+    for start in range(0, channels, rows):
+        part = None if scale is None else scale[start // step : -(-(start + rows) // step)]
+        slabs.append((weight[start // pairs : (start + rows) // pairs], part))
+    return slabs
 
 
 def power_of_two_scale(amax: Tensor, limit: float) -> Tensor:

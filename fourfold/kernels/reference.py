@@ -7,6 +7,7 @@ memory (large products are cut into blocks) and free of any device's own functio
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -16,16 +17,15 @@ from torch import Tensor
 from fourfold.kernels import composed
 from fourfold.kernels.attention_reference import index_topk, sparse_attention
 from fourfold.kernels.formats import (
-    FP8_BLOCK,
     Rounding,
     channel_scale,
     decode,
-    in_features,
     integer_codes,
     is_integer,
     round_fp4,
     round_fp8,
     round_input,
+    row_slabs,
     to_int8,
 )
 
@@ -56,11 +56,6 @@ __all__ = [
     "swiglu",
 ]
 
-# A stored matrix is decoded in slabs of rows of at most this many weights (64 MiB of float32), so that no
-# head or expert ever lies in memory as a whole at four bytes a weight.
-_DECODED_WEIGHTS = 1 << 24
-
-
 # 127 · 128 · 1024 < 2^24: so many products of int8 codes add up exactly in float32, in any order.
 _EXACT_TERMS = 1024
 
@@ -68,8 +63,7 @@ _EXACT_TERMS = 1024
 def linear(x: Tensor, weight: Tensor, scale: Tensor | None, rounding: Rounding = Rounding.NONE) -> Tensor:
     if weight.dtype == torch.float32:
         return F.linear(round_input(x, rounding).to(torch.float32), weight).to(x.dtype)
-    rows = max(128, _DECODED_WEIGHTS // in_features(weight, scale) // 128 * 128)
-    slabs = _row_slabs(weight, scale, rows)
+    slabs = row_slabs(weight, scale)
     if rounding is Rounding.INT8 and is_integer(weight, scale):
         codes, amplitude = to_int8(x)
         parts = [_integer_product(codes, *slab) for slab in slabs]
@@ -87,20 +81,6 @@ def _integer_product(codes: Tensor, weight: Tensor, scale: Tensor | None) -> Ten
     sums = sum(F.linear(a, b).to(torch.int32) for a, b in parts)
     assert isinstance(sums, Tensor)
     return sums.to(torch.float32) * channel_scale(scale)
-
-
-def _row_slabs(weight: Tensor, scale: Tensor | None, rows: int) -> list[tuple[Tensor, Tensor | None]]:
-    """The matrix in parts of at most `rows` output channels."""
-    pairs = 2 if weight.dtype == torch.uint8 else 1
-    channels = weight.shape[0] * pairs
-    if channels <= rows:
-        return [(weight, scale)]
-    step = FP8_BLOCK if weight.dtype == torch.float8_e4m3fn else 1
-    slabs = []
-    for start in range(0, channels, rows):
-        part = None if scale is None else scale[start // step : -(-(start + rows) // step)]
-        slabs.append((weight[start // pairs : (start + rows) // pairs], part))
-    return slabs
 
 
 def grouped_linear(
@@ -134,7 +114,27 @@ def experts(
     places: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    x = round_input(x.float(), rounding)
+    return experts_by(linear, x, indices, weights, w1, s1, w3, s3, w2, s2, limit, rounding, places, out)
+
+
+def experts_by(
+    linear: Callable[..., Tensor],
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    w1: Tensor,
+    s1: Tensor | None,
+    w3: Tensor,
+    s3: Tensor | None,
+    w2: Tensor,
+    s2: Tensor | None,
+    limit: float,
+    rounding: Rounding,
+    places: Tensor | None,
+    out: Tensor | None,
+) -> Tensor:
+    """`experts` with the products of `linear`, a chip's own for one."""
+    x = x.float()
     # Sorted by expert, so that each chosen expert is decoded once and every token adds in the same order.
     order = torch.argsort(indices.flatten(), stable=True)
     chosen = indices.flatten()[order]
@@ -152,8 +152,8 @@ def experts(
             if expert < 0:
                 continue
         rows = x[tokens[part]]
-        gate = linear(rows, w1[expert], None if s1 is None else s1[expert])
-        up = linear(rows, w3[expert], None if s3 is None else s3[expert])
+        gate = linear(rows, w1[expert], None if s1 is None else s1[expert], rounding)
+        up = linear(rows, w3[expert], None if s3 is None else s3[expert], rounding)
         inner = swiglu(gate, up, limit) * amounts[part]
         result = linear(inner, w2[expert], None if s2 is None else s2[expert], rounding)
         y = y.index_add(0, tokens[part], result) if out is None else y.index_add_(0, tokens[part], result)

@@ -93,7 +93,7 @@ def quantise(weight: Tensor, fmt: Format, name: str, importance: Tensor | None =
 
 
 def best_scales(weight: Tensor, amax: Tensor, largest: int, importance: Tensor | None) -> Tensor:
-    """The scale with the smallest error, for each channel, of CLIP_RATIOS · amax / largest and a power of two.
+    """The scale with the smallest error, for each channel: a clip ratio · amax / largest, or a power of two.
 
     weight [O, I] f32, amax [O] its largest magnitudes, importance [I] f32 or None; returns [O] f32.
     """
