@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fourfold.config import ModelConfig
 from fourfold.errors import CheckpointError
-from fourfold.kernels.formats import FP4_GROUP, decode
+from fourfold.kernels.formats import FP4_GROUP, decode, row_slabs
 from fourfold.weights.formats import (
     Format,
     encode_fp4,
@@ -248,13 +248,24 @@ def _converted(
         yield pending("bias", "F32", shape[:1])
 
 
+def _decoded(weight: Tensor, scale: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """A stored matrix as float32; besides it a slab of rows is held."""
+    values = torch.empty(shape)
+    row = 0
+    for slab in row_slabs(weight, scale):
+        part = decode(*slab)
+        values[row : row + len(part)] = part
+        row += len(part)
+    return values
+
+
 def _convert(
     reader: Reader, entry: Entry, target: Format, importance: Tensor | None
 ) -> tuple[dict[str, Tensor], TensorError]:
     """The parts of a converted weight by the last word of their name, and what the conversion costs."""
     weight = read_tensor(reader, entry.weight, entry)
     scale = None if entry.scale is None else read_tensor(reader, entry.scale, entry)
-    values, name = decode(weight, scale), str(entry.weight)
+    values, name = _decoded(weight, scale, entry.spec.shape), str(entry.weight)
     if target in INTEGERS:
         _check_finite(values, name)
         done = quantise(values, target, entry.name, importance)

@@ -20,7 +20,7 @@ from fourfold.weights.formats import Format, encode_integer, int4_assist, pack_i
 
 CLIP_RATIOS = (1.0, *(i / 100 for i in range(70, 131) if i != 100))
 """No clipping first: only a smaller error is worth another ratio."""
-_BLOCK = 1 << 22  # values that are searched at once: 16 MiB of float32
+_BLOCK = 1 << 20  # values that are searched at once: some tens of MiB with all that is computed of them
 _BF16_MAGNITUDES = 1 << 15
 
 
