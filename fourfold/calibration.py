@@ -22,7 +22,7 @@ from fourfold.errors import RequestError
 from fourfold.kernels.formats import Rounding
 from fourfold.loading import load
 from fourfold.model.linear import Linear
-from fourfold.model.moe import Experts, SharedExpert
+from fourfold.model.moe import MoE
 from fourfold.model.transformer import Transformer
 from fourfold.weights.progress import byte_progress
 
@@ -83,23 +83,26 @@ class _Record:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = defaultdict(int)
         self.experts = 0
-        self.watch = {"linear": self._linear, "experts": self._experts}
+        self.watch = {
+            "linear": self._linear,
+            "experts": self._experts,
+            "shared_expert": self._shared_expert,
+        }
         self._names: dict[int, str] = {}
-        self._running, self._routed = "", False
+        self._layer, self._shared = "", False
         for name, module in model.named_modules():
             if isinstance(module, Linear) and ".shared_experts." not in name:
                 self._names[module.weight.data_ptr()] = f"{name}.weight"
-            elif isinstance(module, (Experts, SharedExpert)):
+            elif isinstance(module, MoE):
                 # The slots that experts are read into serve all layers: the module says whose they are.
-                routed = isinstance(module, Experts)
-                module.register_forward_pre_hook(functools.partial(self._enter, name, routed))
-                self.experts += model.config.n_routed_experts if routed else 0
+                module.register_forward_pre_hook(functools.partial(self._enter, name))
+                self.experts += model.config.n_routed_experts
 
     def means(self) -> dict[str, Tensor]:
         return {name: total / self.counts[name] for name, total in self.sums.items()}
 
-    def _enter(self, name: str, routed: bool, *_: object) -> None:
-        self._running, self._routed = name, routed
+    def _enter(self, name: str, *_: object) -> None:
+        self._layer = name
 
     def _add(self, name: str, x: Tensor) -> None:
         rows = x.reshape(-1, x.shape[-1]).float()
@@ -114,6 +117,16 @@ class _Record:
             return run(x, weight, scale, rounding)
 
         return linear
+
+    def _shared_expert(self, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def shared_expert(*arguments: Any) -> Tensor:
+            self._shared = True
+            try:
+                return run(*arguments)
+            finally:
+                self._shared = False
+
+        return shared_expert
 
     def _experts(self, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def experts(
@@ -138,7 +151,9 @@ class _Record:
                     gate = kernels.linear(x[token], w1[place], None if s1 is None else s1[place])
                     up = kernels.linear(x[token], w3[place], None if s3 is None else s3[place])
                     inner = kernels.swiglu(gate, up, limit) * weights[token, choice].unsqueeze(-1)
-                    owner = f"{self._running}.{expert}" if self._routed else self._running
+                    owner = (
+                        f"{self._layer}.shared_experts" if self._shared else f"{self._layer}.experts.{expert}"
+                    )
                     self._add(f"{owner}.w1.weight", x[token])
                     self._add(f"{owner}.w3.weight", x[token])
                     self._add(f"{owner}.w2.weight", inner)

@@ -12,7 +12,7 @@ from fourfold.calibration import calibrate
 from fourfold.config import ModelConfig
 from fourfold.errors import RequestError
 from fourfold.kernels import reference
-from fourfold.model.moe import Experts
+from fourfold.model.moe import MoE
 from fourfold.weights.export import export_checkpoint
 from fourfold.weights.names import checkpoint_spec
 
@@ -40,11 +40,13 @@ def test_every_matrix_that_ran_has_its_inputs(tiny_folder, found):
 
 
 def test_they_are_the_mean_squares(tiny_folder, found):
-    """Against hooks on the modules of one layer, the whole text in one call."""
+    """Against what one layer is seen to choose, the whole text in one call."""
     model = fourfold.load(tiny_folder)
+    layer = model.get_submodule("layers.3.ffn")
+    assert isinstance(layer, MoE)
+    layer.train()  # part by part, so that hooks are called
     seen: dict[str, tuple[torch.Tensor, ...]] = {}
-    for name in ("experts", "shared_experts"):
-        module = model.get_submodule(f"layers.3.ffn.{name}")
+    for name, module in (("experts", layer.experts), ("shared_experts", layer.shared_experts)):
         module.register_forward_pre_hook(lambda _, args, name=name: seen.__setitem__(name, args))
     assert model.tokenizer is not None
     with torch.no_grad():
@@ -57,8 +59,7 @@ def test_they_are_the_mean_squares(tiny_folder, found):
     x, indices, weights = seen["experts"]
     expert = int(indices.flatten().mode().values)
     token, choice = (indices == expert).nonzero(as_tuple=True)
-    stack = model.get_submodule("layers.3.ffn.experts")
-    assert isinstance(stack, Experts)
+    stack = layer.experts
     gate, up = (
         reference.linear(x[token], w.weight[expert], None if w.scale is None else w.scale[expert])
         for w in (stack.w1, stack.w3)

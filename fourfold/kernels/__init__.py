@@ -121,9 +121,8 @@ def observed(device: str, watch: Mapping[str, Callable[[Callable[..., Any]], Any
     Operations that are several others in a row run as those, so that all their calls pass.
     """
     discover(device)
-    now = _TABLES.get(device, _REFERENCE)
-    parts = {name: _REFERENCE[name] for name in COMPOSED}
-    with _running(device, {**now, **parts, **{name: wrap(now[name]) for name, wrap in watch.items()}}):
+    parts = {**_TABLES.get(device, _REFERENCE), **{name: _REFERENCE[name] for name in COMPOSED}}
+    with _running(device, {**parts, **{name: wrap(parts[name]) for name, wrap in watch.items()}}):
         yield
 
 
