@@ -5,7 +5,7 @@
 
 For w8a8 and w4a8, scales searched by weight error alone and calibrated on documents of --text, and for each
 numerics: mean KL(original exact ‖ converted) in nats, share of equal first choices, and held-out loss in nats
-per answer token, over documents of --heldout.  The original in each numerics is the first row to compare with.
+per answer token, over documents of --heldout.  The original's own rows stand first, to compare with.
 """
 
 from __future__ import annotations
