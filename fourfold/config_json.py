@@ -15,7 +15,6 @@ from typing import Any
 
 from fourfold.config_keys import (
     ALIASES,
-    EXPERT_DTYPES,
     FIXED,
     IGNORED,
     INTEGERS,
@@ -25,7 +24,6 @@ from fourfold.config_keys import (
     NEUTRAL,
     PUBLISHED_RATES,
     QUANTIZATION,
-    QUANTIZATION_IGNORED,
     RATE_ALIASES,
     REALS,
     SPELLINGS,
@@ -33,6 +31,7 @@ from fourfold.config_keys import (
     YARN_INTEGERS,
     YARN_REALS,
 )
+from fourfold.config_quantization import read_quantization
 from fourfold.config_values import (
     agree,
     check_fixed,
@@ -60,7 +59,7 @@ def read_config(data: Mapping[str, Any]) -> dict[str, Any]:
             agree(alias, integer(data, alias), key, values[key])
     values |= _read_rope(data, values["head_dim"])
     values |= _read_layers(data, values["num_hidden_layers"], values["num_nextn_predict_layers"])
-    values["expert_dtype"] = _read_quantization(data)
+    values["expert_dtype"] = read_quantization(data)
     return values
 
 
@@ -230,23 +229,6 @@ def _read_hash_layers(data: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
     if prefix is not None:
         agree("num_hash_layers", prefix, "mlp_layer_types", hashed)
     return hashed
-
-
-def _read_quantization(data: Mapping[str, Any]) -> str | None:
-    """The routed experts' storage type, after checking quantization_config."""
-    expert_dtype = data.get("expert_dtype")
-    if data.get("quantization_config") is not None:
-        quantization = json_object(data["quantization_config"], "quantization_config")
-        known = {*QUANTIZATION, *QUANTIZATION_IGNORED, "expert_dtype"}
-        if unknown := sorted(quantization.keys() - known):
-            raise ConfigError(f"unknown keys in quantization_config: {', '.join(unknown)}")
-        check_fixed(quantization, QUANTIZATION, "quantization_config.")
-        inner = quantization.get("expert_dtype")
-        if inner is not None and expert_dtype is not None:
-            agree("expert_dtype", expert_dtype, "quantization_config.expert_dtype", inner)
-        expert_dtype = expert_dtype if inner is None else inner
-    require(expert_dtype in (None, *EXPERT_DTYPES), "expert_dtype", expert_dtype, f"one of {EXPERT_DTYPES}")
-    return expert_dtype
 
 
 def _write_layers(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 MODEL_TYPE = "deepseek_v4"
 KINDS = ("swa", "csa", "hca")
-EXPERT_DTYPES = ("fp4", "fp8", "bf16", "f32")
+EXPERT_DTYPES = ("fp4", "fp8", "int8", "int4", "bf16", "f32")
 PUBLISHED_RATES = {"swa": 0, "csa": 4, "hca": 128}
 
 LAYER_TYPES = {

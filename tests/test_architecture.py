@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "protocol": BASE,
     "tiers": BASE | {"config", "kernels", "model", "weights"},
     "loading": BASE | {"config", "kernels", "model", "tiers", "weights"},
+    "calibration": BASE | {"config", "kernels", "loading", "model", "weights"},
     "engine": BASE | {"config", "kernels", "loading", "model", "protocol"},
 }
 LOWER = {*MAY_IMPORT}

@@ -174,7 +174,7 @@ def test_keys_that_change_nothing_are_ignored():
         ({"num_experts_per_tok": 9}, "num_experts_per_tok is 9; allowed: at most n_routed_experts, 8"),
         ({"eos_token_id": 512}, "eos_token_id is 512; allowed: below vocab_size, 512"),
         ({"num_hash_layers": 6}, "num_hash_layers is 6; allowed: 0 to num_hidden_layers, 5"),
-        ({"expert_dtype": "int4"}, "expert_dtype is 'int4'; allowed"),
+        ({"expert_dtype": "int2"}, "expert_dtype is 'int2'; allowed"),
         ({"compress_ratios": [0, 4, 128]}, "compress_ratios has 3 entries; allowed: 5 or 6"),
         ({"compress_ratios": [0, 4, 64, 4, 128]}, r"compress_ratios\[2\] is 64; allowed: one of \(0, 4"),
         ({"compress_ratios": [0, 4, 128, 4, 128, 4]}, "allowed: 0 for MTP blocks"),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fourfold.kernels.formats import Rounding
+from fourfold.weights.formats import pack_int4, scale_bits
 
 # Errors are read against the rms of the reference's result.
 F32 = 2e-5  # sums in another order
@@ -22,7 +23,7 @@ BF16 = 2e-2  # one step of bf16 at the largest values
 FLIPS = 2e-2  # a rounding inside that falls the other way for a few values
 SAME = 0.0  # bits must match
 
-NONE, FP8 = Rounding.NONE, Rounding.FP8
+NONE, FP8, INT8 = Rounding.NONE, Rounding.FP8, Rounding.INT8
 _MIXING = {"iters": 20, "norm_eps": 1e-6, "eps": 1e-6}
 
 
@@ -60,6 +61,13 @@ class Draw:
         if format == "fp8":
             codes = self.normal(*shape).mul(64).clamp(-448, 448).to(torch.float8_e4m3fn)
             return codes, self._scale(*lead, -(-rows // 128), -(-columns // 128), low=119)
+        if format in ("int8", "int4"):
+            largest, step = (127, 0.01) if format == "int8" else (7, 0.2)
+            codes = self.integers(-largest, largest + 1, *shape).to(torch.int8)
+            scale = (self.normal(*lead, rows).abs() + 0.5) * step
+            if format == "int8":
+                return codes, scale
+            return pack_int4(codes.flatten(0, -2)).unflatten(0, (*lead, rows // 2)), scale_bits(scale)
         codes = self.integers(-128, 128, *lead, rows, columns // 2).to(torch.int8)
         return codes, self._scale(*lead, rows, columns // 32, low=124)
 
@@ -84,6 +92,12 @@ def _linear(draw: Draw) -> Iterator[Case]:
             yield Case("linear", f"{label}, fp8 inputs", (*arguments, Rounding.FP8), F32)
     arguments = (draw.normal(5, 256, dtype=torch.bfloat16), *draw.stored("fp8", 128, 256))
     yield Case("linear", "fp8 bf16 input", arguments, BF16)
+    for format in ("int8", "int4"):
+        for tokens, columns, rows in ((1, 256, 192), (37, 1280, 130)):
+            arguments = (draw.normal(tokens, columns), *draw.stored(format, rows, columns))
+            label = f"{format} [{tokens}, {columns}] -> {rows}"
+            yield Case("linear", label, arguments, F32)
+            yield Case("linear", f"{label}, int8 inputs", (*arguments, INT8), F32)
 
 
 def _grouped_linear(draw: Draw) -> Iterator[Case]:
@@ -94,11 +108,16 @@ def _grouped_linear(draw: Draw) -> Iterator[Case]:
             label = f"{format} {groups} groups, {tokens} tokens"
             yield Case("grouped_linear", label, arguments, F32)
             yield Case("grouped_linear", f"{label}, bf16 products", (*arguments, Rounding.BF16), F32)
+    for format in ("int8", "int4"):
+        arguments = (draw.normal(2, 3, 2, 256), *draw.stored(format, 2 * 128, 256), 2)
+        yield Case("grouped_linear", format, arguments, F32)
+        yield Case("grouped_linear", f"{format}, int8 inputs", (*arguments, INT8), F32)
 
 
 def _experts(draw: Draw) -> Iterator[Case]:
-    for format in ("f32", "fp8", "fp4"):
-        for tokens, rounding in ((1, NONE), (19, NONE), (19, Rounding.BF16), (1, FP8), (19, FP8)):
+    for format in ("f32", "fp8", "fp4", "int8", "int4"):
+        narrow = INT8 if format.startswith("int") else FP8
+        for tokens, rounding in ((1, NONE), (19, NONE), (19, Rounding.BF16), (1, narrow), (19, narrow)):
             indices = torch.stack([torch.randperm(8, generator=draw.generator)[:3] for _ in range(tokens)])
             x = draw.normal(tokens, 256) / 16
             weights = draw.normal(tokens, 3).abs()

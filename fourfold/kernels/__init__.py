@@ -117,8 +117,26 @@ def replaced(device: str, operations: Mapping[str, Callable[..., Any]]) -> Itera
     Training needs this: the reference has derivatives, a chip's own kernels need not.
     """
     discover(device)
+    with _running(device, {**_REFERENCE, **operations}):
+        yield
+
+
+@contextmanager
+def observed(device: str, watch: Mapping[str, Callable[[Callable[..., Any]], Any]]) -> Iterator[None]:
+    """For the length of a `with`, run each operation of `watch` as watch[name](what runs it now).
+
+    Operations that are several others in a row run as those, so that all their calls pass.
+    """
+    discover(device)
+    parts = {**_TABLES.get(device, _REFERENCE), **{name: _REFERENCE[name] for name in COMPOSED}}
+    with _running(device, {**parts, **{name: wrap(parts[name]) for name, wrap in watch.items()}}):
+        yield
+
+
+@contextmanager
+def _running(device: str, operations: dict[str, Callable[..., Any]]) -> Iterator[None]:
     before = _TABLES.get(device)
-    _TABLES[device] = {**_REFERENCE, **operations}
+    _TABLES[device] = operations
     try:
         yield
     finally:
@@ -148,8 +166,9 @@ def _first_use(device: str) -> dict[str, Callable[..., Any]]:
 def linear(x: Tensor, weight: Tensor, scale: Tensor | None, rounding: Rounding = Rounding.NONE) -> Tensor:
     """y = round(x) · Wᵀ with float32 products and sums, in the dtype of x.
 
-    x [..., I]; weight [O, I] f32, bf16 or FP8 (scale [ceil(O/128), ceil(I/128)]) or FP4 [O, I/2]
-    (scale [O, I/32]); returns [..., O].
+    x [..., I]; weight [O, I] f32, bf16, FP8 (scale [ceil(O/128), ceil(I/128)]) or int8 (scale [O]), FP4
+    [O, I/2] (scale [O, I/32]) or int4 [O/2, I] (scale [O]), see formats.py; returns [..., O].
+    Rounding.INT8 with int8 or int4 weights: integer products and sums, then the two scales.
     """
     return _impl("linear", x)(x, weight, scale, rounding)
 

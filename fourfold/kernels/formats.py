@@ -1,6 +1,12 @@
-"""The published number formats: FP8 e4m3 blocks, FP4 e2m1 groups (MXFP4) and their e8m0 scales.
+"""The stored number formats: the published ones, FP8 e4m3 blocks and FP4 e2m1 groups (MXFP4) with e8m0
+scales, and those of the Ascend recipes, int8 and int4 with one scale per output channel.
 
-Decoding stored weights to float32 is exact: every e4m3 or e2m1 value times a power of two is a float32.
+In memory: FP8 float8_e4m3fn [O, I], scale [ceil(O/128), ceil(I/128)]; FP4 int8 [O, I/2], low nibble first,
+scale [O, I/32]; int8 int8 [O, I], scale [O]; int4 uint8 [O/2, I], byte [o, i] holds channel 2o in its low and
+2o + 1 in its high nibble, scale [O].  A channel's scale is float32, or int64 with the bits of the float32 in
+its low half, as Ascend's products take it.
+
+Decoding FP8 and FP4 to float32 is exact: every e4m3 or e2m1 value times a power of two is a float32.
 Rounding (`round_fp8`, `round_fp4`) puts a float tensor on the same grids without packing it; it is what the
 published model does to activations and to the KV cache, and what quantisation-aware training does to weights.
 """
@@ -20,8 +26,14 @@ ACTIVATION_GROUP = 128
 """Number of values of a product's input that share one FP8 scale."""
 FP8_MAX = 448.0
 FP4_MAX = 6.0
+INT8_MAX, INT4_MAX = 127, 7
+"""Largest codes that we write; -128 and -8 are read."""
 E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Value of the codes 0-7; code + 8 is its negative."""
+
+# A stored matrix is decoded in slabs of rows of at most this many weights (64 MiB of float32), so that no
+# head or expert ever lies in memory as a whole at four bytes a weight.
+_DECODED_WEIGHTS = 1 << 24
 
 # The published activation rounding never scales below this amplitude, so that silence stays silent.
 _FP8_AMAX_FLOOR = 1e-4
@@ -29,11 +41,14 @@ _FP4_AMAX_FLOOR = FP4_MAX * 2.0**-126
 
 
 class Rounding(Enum):
-    """What happens to the input of a product before it: nothing, bfloat16, or FP8 in groups of 128."""
+    """What happens to the input of a product before it: nothing, bfloat16, FP8 in groups of 128, or int8 with
+    one scale per token.
+    """
 
     NONE = 0
     BF16 = 1
     FP8 = 2
+    INT8 = 3
 
 
 def _byte_to_pair_table() -> Tensor:
@@ -46,13 +61,22 @@ _BYTE_TO_PAIR = _byte_to_pair_table()
 
 
 def is_packed(weight: Tensor) -> bool:
-    """True for FP8 and FP4 storage, which needs a scale."""
-    return weight.dtype in (torch.float8_e4m3fn, torch.int8)
+    """True for every storage that needs a scale."""
+    return weight.dtype in (torch.float8_e4m3fn, torch.int8, torch.uint8)
 
 
-def in_features(weight: Tensor) -> int:
-    """Logical K of a stored weight [..., O, K] (FP4 holds two values a byte)."""
-    return weight.shape[-1] * (2 if weight.dtype == torch.int8 else 1)
+def is_integer(weight: Tensor, scale: Tensor | None) -> bool:
+    """True for int8 and int4 storage.  Bytes with a scale of as many dims as the weight are FP4."""
+    if weight.dtype == torch.int8:
+        assert scale is not None
+        return scale.dim() < weight.dim()
+    return weight.dtype == torch.uint8
+
+
+def in_features(weight: Tensor, scale: Tensor | None) -> int:
+    """Logical I of a stored weight (FP4 holds two values of a row a byte)."""
+    fp4 = weight.dtype == torch.int8 and not is_integer(weight, scale)
+    return weight.shape[-1] * (2 if fp4 else 1)
 
 
 def decode_fp8(weight: Tensor, scale: Tensor) -> Tensor:
@@ -72,15 +96,45 @@ def decode_fp4(weight: Tensor, scale: Tensor) -> Tensor:
     return (groups * scale.to(torch.float32).unsqueeze(-1)).flatten(-2)
 
 
+def integer_codes(weight: Tensor) -> Tensor:
+    """The codes of an int8 weight [..., O, I] or an int4 weight [..., O/2, I] as int8 [..., O, I]."""
+    if weight.dtype == torch.int8:
+        return weight
+    pairs = weight.view(torch.int8)
+    low, high = ((pairs & 15) ^ 8) - 8, pairs >> 4
+    return torch.stack([low, high], dim=-2).flatten(-3, -2)
+
+
+def channel_scale(scale: Tensor) -> Tensor:
+    """The scales of an int8 or int4 weight, [..., O] float32 or int64, as float32."""
+    return scale.view(torch.float32)[..., ::2] if scale.dtype == torch.int64 else scale
+
+
 def decode(weight: Tensor, scale: Tensor | None) -> Tensor:
     """A stored weight of any format as float32."""
+    if not is_packed(weight):
+        return weight.to(torch.float32)
+    assert scale is not None
     if weight.dtype == torch.float8_e4m3fn:
-        assert scale is not None
         return decode_fp8(weight, scale)
-    if weight.dtype == torch.int8:
-        assert scale is not None
-        return decode_fp4(weight, scale)
-    return weight.to(torch.float32)
+    if is_integer(weight, scale):
+        return integer_codes(weight).to(torch.float32) * channel_scale(scale).unsqueeze(-1)
+    return decode_fp4(weight, scale)
+
+
+def row_slabs(weight: Tensor, scale: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
+    """A matrix in parts of so many output channels that one may be decoded; a whole number of 128."""
+    rows = max(128, _DECODED_WEIGHTS // in_features(weight, scale) // 128 * 128)
+    pairs = 2 if weight.dtype == torch.uint8 else 1
+    channels = weight.shape[0] * pairs
+    if channels <= rows:
+        return [(weight, scale)]
+    step = FP8_BLOCK if weight.dtype == torch.float8_e4m3fn else 1
+    slabs = []
+    for start in range(0, channels, rows):
+        part = None if scale is None else scale[start // step : -(-(start + rows) // step)]
+        slabs.append((weight[start // pairs : (start + rows) // pairs], part))
+    return slabs
 
 
 def power_of_two_scale(amax: Tensor, limit: float) -> Tensor:
@@ -102,10 +156,24 @@ def round_fp8(x: Tensor, group: int) -> Tensor:
     return rounded.flatten(-2)[..., :width].to(x.dtype)
 
 
+def to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [..., I] -> whole numbers of -127 to 127 [..., I], and their scale amax / 127 [..., 1]; float32 both.
+
+    Ascend's dynamic quantisation per token.  Ties go to the even number.
+    """
+    values = x.to(torch.float32)
+    scale = values.abs().amax(-1, keepdim=True) / INT8_MAX
+    scale = scale.where(scale > 0, 1.0)  # a token of zeros: any scale does
+    return (values / scale).round().clamp(-INT8_MAX, INT8_MAX), scale
+
+
 def round_input(x: Tensor, rounding: Rounding) -> Tensor:
     """x [..., I] as a product takes it; same shape and dtype."""
     if rounding is Rounding.FP8:
         return round_fp8(x, ACTIVATION_GROUP)
+    if rounding is Rounding.INT8:
+        codes, scale = to_int8(x)
+        return (codes * scale).to(x.dtype)
     return x.to(torch.bfloat16).to(x.dtype) if rounding is Rounding.BF16 else x
 
 

@@ -7,6 +7,7 @@ memory (large products are cut into blocks) and free of any device's own functio
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -15,7 +16,18 @@ from torch import Tensor
 
 from fourfold.kernels import composed
 from fourfold.kernels.attention_reference import index_topk, sparse_attention
-from fourfold.kernels.formats import Rounding, decode, in_features, round_fp4, round_fp8, round_input
+from fourfold.kernels.formats import (
+    Rounding,
+    channel_scale,
+    decode,
+    integer_codes,
+    is_integer,
+    round_fp4,
+    round_fp8,
+    round_input,
+    row_slabs,
+    to_int8,
+)
 
 __all__ = [
     "attention",
@@ -45,40 +57,43 @@ __all__ = [
     "swiglu",
 ]
 
-# A stored matrix is decoded in slabs of rows of at most this many weights (64 MiB of float32), so that no
-# head or expert ever lies in memory as a whole at four bytes a weight.
-_DECODED_WEIGHTS = 1 << 24
+# 127 · 128 · 1024 < 2^24: so many products of int8 codes add up exactly in float32, in any order.
+_EXACT_TERMS = 1024
 
 
 def linear(x: Tensor, weight: Tensor, scale: Tensor | None, rounding: Rounding = Rounding.NONE) -> Tensor:
-    x = round_input(x, rounding)
     if weight.dtype == torch.float32:
-        return F.linear(x.to(torch.float32), weight).to(x.dtype)
-    rows = max(128, _DECODED_WEIGHTS // in_features(weight) // 128 * 128)
-    y = x.to(torch.float32)
-    slabs = [F.linear(y, decode(*slab)) for slab in _row_slabs(weight, scale, rows)]
-    return (slabs[0] if len(slabs) == 1 else torch.cat(slabs, dim=-1)).to(x.dtype)
+        return F.linear(round_input(x, rounding).to(torch.float32), weight).to(x.dtype)
+    slabs = row_slabs(weight, scale)
+    if rounding is Rounding.INT8 and is_integer(weight, scale):
+        codes, amplitude = to_int8(x)
+        parts = [_integer_product(codes, *slab) for slab in slabs]
+        return (torch.cat(parts, dim=-1) * amplitude).to(x.dtype)
+    y = round_input(x, rounding).to(torch.float32)
+    parts = [F.linear(y, decode(*slab)) for slab in slabs]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).to(x.dtype)
 
 
-def _row_slabs(weight: Tensor, scale: Tensor | None, rows: int) -> list[tuple[Tensor, Tensor | None]]:
-    if weight.shape[0] <= rows:
-        return [(weight, scale)]
-    slabs = []
-    for start in range(0, weight.shape[0], rows):
-        part = None
-        if scale is not None:
-            step = 128 if weight.dtype == torch.float8_e4m3fn else 1
-            part = scale[start // step : -(-(start + rows) // step)]
-        slabs.append((weight[start : start + rows], part))
-    return slabs
+def _integer_product(codes: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+    """codes · Wᵀ with sums in int32, as integer matrix units make them, times the channels' scales."""
+    assert scale is not None
+    w = integer_codes(weight).to(torch.float32)
+    parts = zip(codes.split(_EXACT_TERMS, -1), w.split(_EXACT_TERMS, -1), strict=True)
+    sums = sum(F.linear(a, b).to(torch.int32) for a, b in parts)
+    assert isinstance(sums, Tensor)
+    return sums.to(torch.float32) * channel_scale(scale)
 
 
 def grouped_linear(
     x: Tensor, weight: Tensor, scale: Tensor | None, groups: int, rounding: Rounding = Rounding.NONE
 ) -> Tensor:
-    matrices = decode(weight, scale).unflatten(0, (groups, -1))
-    y = round_input(x, rounding).to(matrices.dtype)
-    return torch.einsum("...gi,goi->...go", y, matrices).to(x.dtype)
+    if is_integer(weight, scale):
+        assert scale is not None
+        matrices = zip(x.unbind(-2), weight.chunk(groups), scale.chunk(groups), strict=True)
+        return torch.stack([linear(*group, rounding) for group in matrices], dim=-2)
+    decoded = decode(weight, scale).unflatten(0, (groups, -1))
+    y = round_input(x, rounding).to(decoded.dtype)
+    return torch.einsum("...gi,goi->...go", y, decoded).to(x.dtype)
 
 
 def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
@@ -100,13 +115,33 @@ def experts(
     places: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    x = round_input(x.float(), rounding)
+    return experts_by(linear, x, indices, weights, w1, s1, w3, s3, w2, s2, limit, rounding, places, out)
+
+
+def experts_by(
+    linear: Callable[..., Tensor],
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    w1: Tensor,
+    s1: Tensor | None,
+    w3: Tensor,
+    s3: Tensor | None,
+    w2: Tensor,
+    s2: Tensor | None,
+    limit: float,
+    rounding: Rounding,
+    places: Tensor | None,
+    out: Tensor | None,
+) -> Tensor:
+    """`experts` with the products of `linear`, a chip's own for one."""
+    x = x.float()
     # Sorted by expert, so that each chosen expert is decoded once and every token adds in the same order.
     order = torch.argsort(indices.flatten(), stable=True)
     chosen = indices.flatten()[order]
     tokens = order // indices.shape[1]
     amounts = weights.flatten()[order].unsqueeze(-1)
-    y = torch.zeros(x.shape[0], w2.shape[1], dtype=torch.float32, device=x.device) if out is None else out
+    y = torch.zeros_like(x) if out is None else out
     begin = 0
     for expert, count in zip(
         *(v.tolist() for v in chosen.unique_consecutive(return_counts=True)), strict=True
@@ -118,8 +153,8 @@ def experts(
             if expert < 0:
                 continue
         rows = x[tokens[part]]
-        gate = linear(rows, w1[expert], None if s1 is None else s1[expert])
-        up = linear(rows, w3[expert], None if s3 is None else s3[expert])
+        gate = linear(rows, w1[expert], None if s1 is None else s1[expert], rounding)
+        up = linear(rows, w3[expert], None if s3 is None else s3[expert], rounding)
         inner = swiglu(gate, up, limit) * amounts[part]
         result = linear(inner, w2[expert], None if s2 is None else s2[expert], rounding)
         y = y.index_add(0, tokens[part], result) if out is None else y.index_add_(0, tokens[part], result)

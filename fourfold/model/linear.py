@@ -35,7 +35,7 @@ class StoredWeight(nn.Module):
 
 
 class Linear(StoredWeight):
-    """y = W·x.  weight [O, I] f32, bf16, FP8 or FP4; no bias anywhere in V4."""
+    """y = W·x.  weight [O, I] in any stored format; no bias anywhere in V4."""
 
     def __init__(self, in_features: int, out_features: int, numerics: Numerics) -> None:
         super().__init__(out_features, in_features)
@@ -44,7 +44,7 @@ class Linear(StoredWeight):
     @property
     def rounding(self) -> Rounding:
         """Of the input."""
-        return self.numerics.input_of(self.stored[0])
+        return self.numerics.input_of(*self.stored)
 
     def forward(self, x: Tensor) -> Tensor:
         return kernels.linear(x, self.weight, self.scale, self.rounding)

@@ -86,7 +86,7 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """x [N, D] -> [N, D] f32."""
         (w1, s1), (w3, s3), (w2, s2) = self.stored
-        rounding = self.numerics.input_of(w1)
+        rounding = self.numerics.input_of(w1, s1)
         y = None
         for places in self.source.passes(indices):
             y = kernels.experts(x, indices, weights, w1, s1, w3, s3, w2, s2, self.limit, rounding, places, y)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fourfold import kernels
 from fourfold.errors import ConfigError
 from fourfold.kernels.composed import Stored
-from fourfold.kernels.formats import FP4_GROUP, Rounding, is_packed
+from fourfold.kernels.formats import FP4_GROUP, Rounding, is_integer, is_packed
 
 _KV_GROUP = 64
 
@@ -23,6 +23,7 @@ class Numerics:
     deployed: bf16 between operations, FP8 inputs of packed linears (groups of 128), FP8 non-RoPE dims of the
     KV cache (groups of 64), FP4 index queries and keys.  V4 report 3.4; groups as in the published reference.
     fast: float32 between operations, bf16 inputs of products and a bf16 KV cache.
+    Both round the inputs of int8 and int4 weights to int8, one scale a token, as Ascend's products do.
     """
 
     name: str
@@ -30,18 +31,21 @@ class Numerics:
     kv_dtype: torch.dtype | None = None
     """None: as `dtype`."""
     rounding: Rounding = Rounding.NONE
-    """Of inputs of products whose weights are not packed; theirs is FP8 where `published`."""
+    """Of inputs of products: where `published`, of those whose weights are not packed.  With a rounding,
+    inputs of int8 and int4 weights are rounded to int8."""
     published: bool = False
 
-    def input_of(self, weight: Tensor) -> Rounding:
+    def input_of(self, weight: Tensor, scale: Tensor | None) -> Rounding:
         """How a linear with this stored weight rounds its input."""
+        if self.rounding is not Rounding.NONE and is_integer(weight, scale):
+            return Rounding.INT8
         return Rounding.FP8 if self.published and is_packed(weight) else self.rounding
 
     def inputs_of(self, *stored: Stored) -> tuple[Rounding, ...]:
         """The same for several weights with their scales."""
-        if not self.published:
-            return (self.rounding,) * len(stored)
-        return tuple(self.input_of(weight) for weight, _ in stored)
+        if self.rounding is Rounding.NONE:
+            return (Rounding.NONE,) * len(stored)
+        return tuple(self.input_of(*each) for each in stored)
 
     def kv(self, kv: Tensor, rope_width: int) -> Tensor:
         """A window or compressed entry [..., C] as the cache keeps it; its last rope_width dims stay bf16."""

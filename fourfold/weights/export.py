@@ -1,32 +1,49 @@
 """Export: a checkpoint in the official layout from another checkpoint, or from a model in training.
 
 Tensors that are not converted keep every bit.  Conversions: experts to fp4, fp8 or bf16, linears to fp8 or
-bf16, by the published rules; FP4 to FP8 only without loss.
+bf16, by the published rules, FP4 to FP8 only without loss; or the whole checkpoint by one of the Ascend
+recipes (recipes.py), whose int8 and int4 tensors are stored as cann-recipes-infer stores them: `.weight`,
+`.scale`, and for int4 `.bias`, the assist.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fourfold.config import ModelConfig
 from fourfold.errors import CheckpointError
-from fourfold.kernels.formats import FP4_GROUP, decode
-from fourfold.weights.formats import Format, encode_fp4, encode_fp8, encode_fp8_exactly, scale_shape
+from fourfold.kernels.formats import FP4_GROUP, decode, row_slabs
+from fourfold.weights.formats import (
+    Format,
+    encode_fp4,
+    encode_fp8,
+    encode_fp8_exactly,
+    scale_shape,
+    stored_shape,
+)
 from fourfold.weights.hub import resolve
-from fourfold.weights.layout import Entry, check_layout
-from fourfold.weights.load import read_tensor
-from fourfold.weights.names import checkpoint_spec, parameter_of, scale_name
+from fourfold.weights.layout import INTEGERS, Entry, check_layout
+from fourfold.weights.load import check_redundant, read_tensor
+from fourfold.weights.names import beside, checkpoint_spec, parameter_of, scale_name
+from fourfold.weights.quantise import TensorError, quantise, relative_error
+from fourfold.weights.recipes import RECIPES, recipe_format
 from fourfold.weights.shards import Pending, Reader, Stored
 from fourfold.weights.writer import SHARD_SIZE, side_files, write_folder
 
 EXPERT_FORMATS: tuple[Format, ...] = ("fp4", "fp8", "bf16")
 LINEAR_FORMATS: tuple[Format, ...] = ("fp8", "bf16")
 
-_HEADER = {"fp4": "I8", "fp8": "F8_E4M3", "bf16": "BF16", "f32": "F32"}
+_CONVERSION = 1
+"""Goes up with every change of what a recipe writes, so that no job goes on with another's shards."""
+_HEADER = {"fp4": "I8", "fp8": "F8_E4M3", "int8": "I8", "int4": "I8", "bf16": "BF16", "f32": "F32"}
+_SCALE_HEADER = {"fp4": "F8_E8M0", "fp8": "F8_E8M0", "int8": "F32", "int4": "U64"}
 
 
 def export_checkpoint(
@@ -51,15 +68,14 @@ def export_checkpoint(
         "linear": _target("linears", linears, LINEAR_FORMATS),
     }
     config = ModelConfig.from_file(folder)
+    entries = check_layout(folder, config)
+    check_redundant(entries.values())
     with Reader() as reader:
         pending: list[Pending] = []
-        for entry in check_layout(folder, config).values():
+        for entry in entries.values():
             target = targets.get(entry.spec.kind) or entry.format
-            if target == entry.format:
-                pending += _kept(reader, entry)
-            else:
-                pending += _Conversion(reader, entry, target).pending()
-        return write_folder(
+            pending += _kept(reader, entry) if target == entry.format else _converted(reader, entry, target)
+        write_folder(
             Path(dst),
             config,
             pending,
@@ -68,6 +84,72 @@ def export_checkpoint(
             progress=progress,
             overwrite=overwrite,
         )
+    return Path(dst)
+
+
+def export_recipe(
+    src: Path | str,
+    dst: Path | str,
+    recipe: str,
+    *,
+    importance: Mapping[str, Tensor] | None = None,
+    shard_size: int = SHARD_SIZE,
+    progress: bool = True,
+    overwrite: bool = False,
+) -> list[TensorError]:
+    """Write the checkpoint `src` as the folder `dst`, converted by the recipe "w8a8", "w4a8" or "bf16".
+
+    importance: mean square of each input [I], by weight, for the clip search; without it all count alike.
+    shard_size in bytes.  Returns what the conversion costs, tensor by tensor.  When it is interrupted, the
+    same call goes on after the last whole shard.  Raises CheckpointError.
+    """
+    if recipe not in RECIPES:
+        raise CheckpointError(f"recipe is {recipe!r}; allowed: {', '.join(RECIPES)}")
+    folder = resolve(src)
+    config = ModelConfig.from_file(folder)
+    entries = check_layout(folder, config)
+    check_redundant(entries.values())
+    known = importance or {}
+    with Reader() as reader:
+        pending: list[Pending] = []
+        for name, entry in entries.items():
+            target = recipe_format(recipe, name, entry.spec) or entry.format
+            if target == entry.format:
+                pending += _kept(reader, entry)
+            elif entry.format in INTEGERS:
+                raise CheckpointError(
+                    f"{entry.weight}: is {entry.format} already; convert the original instead"
+                )
+            else:
+                pending += _converted(reader, entry, target, known.get(name))
+        notes = write_folder(
+            Path(dst),
+            config,
+            pending,
+            side_files(folder),
+            shard_size=shard_size,
+            progress=progress,
+            overwrite=overwrite,
+            job=_job(recipe, entries.values(), known, shard_size),
+        )
+    return [TensorError(**note) for note in notes]
+
+
+def _job(
+    recipe: str, entries: Iterable[Entry], importance: Mapping[str, Tensor], shard_size: int
+) -> dict[str, Any]:
+    """All that decides what a conversion writes."""
+    files = {entry.weight.file for entry in entries}
+    weights = hashlib.sha256()
+    for name in sorted(importance):
+        weights.update(name.encode() + importance[name].contiguous().numpy().tobytes())
+    return {
+        "recipe": recipe,
+        "conversion": _CONVERSION,
+        "files": sorted((str(f.resolve()), (s := f.stat()).st_size, s.st_mtime_ns) for f in files),
+        "importance": weights.hexdigest(),
+        "shard_size": shard_size,
+    }
 
 
 def official_tensors(
@@ -102,8 +184,7 @@ def encode(weight: Tensor, fmt: Format, name: str, *, exactly: bool = False) -> 
 
     exactly: refuse FP8 that would change a value.
     """
-    if not bool(weight.isfinite().all()):
-        raise CheckpointError(f"{name}: has values that are no finite numbers, which cannot be converted")
+    _check_finite(weight, name)
     if fmt == "fp8":
         return encode_fp8_exactly(weight, name) if exactly else encode_fp8(weight)
     if fmt == "fp4":
@@ -112,6 +193,11 @@ def encode(weight: Tensor, fmt: Format, name: str, *, exactly: bool = False) -> 
             raise CheckpointError(f"{name}: FP4 needs rows of a multiple of {FP4_GROUP}, found {width}")
         return encode_fp4(weight)
     return weight.to(torch.bfloat16 if fmt == "bf16" else torch.float32), None
+
+
+def _check_finite(weight: Tensor, name: str) -> None:
+    if not bool(weight.isfinite().all()):
+        raise CheckpointError(f"{name}: has values that are no finite numbers, which cannot be converted")
 
 
 def _target(option: str, value: str | None, allowed: tuple[Format, ...]) -> Format | None:
@@ -135,38 +221,58 @@ def _kept(reader: Reader, entry: Entry) -> Iterator[Pending]:
         yield Pending(scale_name(entry.name), scale.dtype, scale.shape, lambda: raw(scale))
 
 
-class _Conversion:
-    """A weight in another format; computed when first asked for and forgotten when both parts are taken."""
+def _converted(
+    reader: Reader, entry: Entry, target: Format, importance: Tensor | None = None
+) -> Iterator[Pending]:
+    """The tensors of a weight in another format; computed together when the first is asked for."""
+    name, shape = entry.name, entry.spec.shape
+    parts: dict[str, Tensor] = {}
+    errors: list[TensorError] = []
 
-    def __init__(self, reader: Reader, entry: Entry, target: Format) -> None:
-        self._reader, self._entry, self._target = reader, entry, target
-        self._done: tuple[Tensor, Tensor | None] | None = None
+    def load(leaf: str) -> Tensor:
+        if not parts:
+            found, error = _convert(reader, entry, target, importance)
+            parts.update(found)
+            errors.append(error)
+        return parts.pop(leaf)
 
-    def pending(self) -> Iterator[Pending]:
-        name, shape = self._entry.name, self._entry.spec.shape
-        scales = scale_shape(shape, self._target)
-        rows = shape if self._target != "fp4" else (*shape[:-1], shape[-1] // 2)
-        yield Pending(name, _HEADER[self._target], rows, self._weight)
-        if scales is not None:
-            yield Pending(scale_name(name), "F8_E8M0", scales, self._scale)
+    def pending(leaf: str, dtype: str, shape: tuple[int, ...]) -> Pending:
+        note = (lambda: errors[0].to_json()) if leaf == "weight" else None
+        return Pending(beside(name, leaf), dtype, shape, functools.partial(load, leaf), note)
 
-    def _weight(self) -> Tensor:
-        self._done = self._convert()
-        weight, scale = self._done
-        if scale is None:
-            self._done = None
-        return weight
+    yield pending("weight", _HEADER[target], stored_shape(shape, target))
+    scales = scale_shape(shape, target)
+    if scales is not None:
+        yield pending("scale", _SCALE_HEADER[target], scales)
+    if target == "int4":
+        yield pending("bias", "F32", shape[:1])
 
-    def _scale(self) -> Tensor:
-        # Usually just computed for the weight; not if a shard ends between the two.
-        _, scale = self._done or self._convert()
-        self._done = None
-        assert scale is not None
-        return scale
 
-    def _convert(self) -> tuple[Tensor, Tensor | None]:
-        entry = self._entry
-        weight = read_tensor(self._reader, entry.weight, entry)
-        scale = None if entry.scale is None else read_tensor(self._reader, entry.scale, entry)
-        exactly = entry.format == "fp4" and self._target == "fp8"
-        return encode(decode(weight, scale), self._target, str(entry.weight), exactly=exactly)
+def _decoded(weight: Tensor, scale: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """A stored matrix as float32; besides it a slab of rows is held."""
+    values = torch.empty(shape)
+    row = 0
+    for slab in row_slabs(weight, scale):
+        part = decode(*slab)
+        values[row : row + len(part)] = part
+        row += len(part)
+    return values
+
+
+def _convert(
+    reader: Reader, entry: Entry, target: Format, importance: Tensor | None
+) -> tuple[dict[str, Tensor], TensorError]:
+    """The parts of a converted weight by the last word of their name, and what the conversion costs."""
+    weight = read_tensor(reader, entry.weight, entry)
+    scale = None if entry.scale is None else read_tensor(reader, entry.scale, entry)
+    values, name = _decoded(weight, scale, entry.spec.shape), str(entry.weight)
+    if target in INTEGERS:
+        _check_finite(values, name)
+        done = quantise(values, target, entry.name, importance)
+        parts = {"weight": done.weight, "scale": done.scale, "bias": done.assist}
+        return {leaf: part for leaf, part in parts.items() if part is not None}, done.error
+    exactly = entry.format == "fp4" and target == "fp8"
+    stored, new_scale = encode(values, target, name, exactly=exactly)
+    parts = {"weight": stored, "scale": new_scale}
+    kept = {leaf: part for leaf, part in parts.items() if part is not None}
+    return kept, TensorError(entry.name, target, relative_error(values, decode(stored, new_scale)))

@@ -1,7 +1,8 @@
-"""Storage formats of a weight: what a header says, float -> FP8 / FP4, and FP8 only without loss.
+"""Storage formats of a weight: what a header says, float -> FP8 / FP4 / int8 / int4, FP8 without loss.
 
 FP8: e4m3, one e8m0 scale 2^ceil(log2(amax / 448)) per 128x128 block.  FP4: e2m1 in pairs, low nibble
-first, one e8m0 scale 2^ceil(log2(amax / 6)) per 32 values along I.  Rounding is to nearest, ties to even.
+first, one e8m0 scale 2^ceil(log2(amax / 6)) per 32 values along I.  int8, int4: one float32 scale per output
+channel, symmetric; int4 in pairs of channels, low nibble first.  Rounding is to nearest, ties to even.
 Decoding is in fourfold.kernels.formats.
 """
 
@@ -23,7 +24,8 @@ from fourfold.kernels.formats import (
     power_of_two_scale,
 )
 
-Format = Literal["fp4", "fp8", "bf16", "f32", "int"]
+Format = Literal["fp4", "fp8", "int8", "int4", "bf16", "f32", "int"]
+"""How a header stores a weight; "int" are whole numbers (token -> expert), int8 and int4 codes of reals."""
 
 E8M0_BIAS = 127
 E8M0_NAN = 255
@@ -48,12 +50,24 @@ def is_e8m0(scale: Tensor) -> bool:
 
 
 def scale_shape(shape: tuple[int, ...], fmt: Format) -> tuple[int, ...] | None:
-    """Shape of the scale of a weight of logical `shape` [O, I]; None for formats without one."""
+    """Shape of the scale of a weight of logical `shape` [O, I]; None for formats without one.
+
+    int8, int4: [O, 1], as the Ascend recipes store it; [O] in memory.
+    """
     if fmt == "fp8":
         return (-(-shape[0] // FP8_BLOCK), -(-shape[1] // FP8_BLOCK))
     if fmt == "fp4":
         return (shape[0], shape[1] // FP4_GROUP)
+    if fmt in ("int8", "int4"):
+        return (shape[0], 1)
     return None
+
+
+def stored_shape(shape: tuple[int, ...], fmt: Format) -> tuple[int, ...]:
+    """Shape of the bytes of a weight of logical `shape` [O, I]."""
+    if fmt == "fp4":
+        return (shape[0], shape[1] // 2)
+    return (shape[0] // 2, shape[1]) if fmt == "int4" else shape
 
 
 def encode_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,6 +89,30 @@ def encode_fp4(weight: Tensor) -> tuple[Tensor, Tensor]:
     code |= torch.signbit(values).to(torch.uint8) << 3
     packed = code[..., 0::2] | (code[..., 1::2] << 4)
     return packed.view(torch.int8), encode_e8m0(scale)
+
+
+def encode_integer(weight: Tensor, scale: Tensor, largest: int) -> Tensor:
+    """round(weight / scale), at most `largest`, as int8.  weight [O, I] f32, scale [O] f32 -> [O, I]."""
+    codes = weight.to(torch.float32) / scale.unsqueeze(-1)
+    return codes.round_().clamp_(-largest, largest).to(torch.int8)
+
+
+def pack_int4(codes: Tensor) -> Tensor:
+    """Codes of -8 to 7, int8 [O, I], O even -> uint8 [O/2, I]: channel 2o in the low nibble of byte [o, i],
+    2o + 1 in the high one.
+    """
+    low, high = codes.view(torch.uint8).unflatten(0, (-1, 2)).unbind(1)
+    return (low & 15) | (high << 4)
+
+
+def scale_bits(scale: Tensor) -> Tensor:
+    """float32 [O] -> int64 [O] with its bits in the low half, as Ascend's int4 products take scales."""
+    return scale.to(torch.float32).view(torch.int32).to(torch.int64)
+
+
+def int4_assist(codes: Tensor, scale: Tensor) -> Tensor:
+    """8 · scale_o · Σ_i codes[o, i], which Ascend's W4A8 products add.  int8 [O, I], f32 [O] -> [O] f32."""
+    return codes.sum(-1, dtype=torch.int64).to(torch.float32) * scale * 8
 
 
 def encode_fp8_exactly(values: Tensor, name: str) -> tuple[Tensor, Tensor]:

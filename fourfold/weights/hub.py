@@ -11,7 +11,7 @@ from fourfold.errors import DownloadError
 MODEL_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "model.safetensors", "model.safetensors.index.json",
-    "model-*-of-*.safetensors", "LICENSE*",
+    "model-*-of-*.safetensors", "LICENSE*", "quant_model_description.json", "quant_model_weight*",
 )  # fmt: skip
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

@@ -14,13 +14,18 @@ from fourfold.config_keys import KINDS
 from fourfold.kernels.formats import FP4_GROUP
 from fourfold.weights.formats import Format, scale_shape
 from fourfold.weights.hub import resolve
-from fourfold.weights.layout import INDEX, SINGLE, check_layout
+from fourfold.weights.layout import SINGLE, check_layout, find_index
 from fourfold.weights.names import Kind, checkpoint_spec
+from fourfold.weights.recipes import recipe_format
 
 KV_LENGTHS = {"1k": 1 << 10, "128k": 1 << 17, "1M": 1 << 20}
 """Contexts, in tokens, for which the size of the KV cache is reported."""
 
-_BYTES: dict[Format, float] = {"fp4": 0.5, "fp8": 1.0, "bf16": 2.0, "f32": 4.0, "int": 8.0}
+_BYTES: dict[Format, float] = {
+    "fp4": 0.5, "fp8": 1.0, "int8": 1.0, "int4": 0.5, "bf16": 2.0, "f32": 4.0, "int": 8.0,
+}  # fmt: skip
+_RECIPES: dict[str | None, str] = {"int8": "w8a8", "int4": "w4a8"}
+"""What the experts' format says of all the others."""
 _PUBLISHED: dict[Kind, Format] = {
     "expert": "fp4", "linear": "fp8", "bf16": "bf16", "f32": "f32", "int": "int",
 }  # fmt: skip
@@ -175,7 +180,7 @@ def _entry_bytes(config: ModelConfig, published: bool) -> tuple[int, int]:
 
 def _weights(folder: Path | None, config: ModelConfig) -> tuple[list[_Weight], int]:
     """The weights of a folder that has some, else the expected ones; and how many files hold them."""
-    if folder is not None and any((folder / name).exists() for name in (INDEX, SINGLE)):
+    if folder is not None and ((folder / SINGLE).exists() or find_index(folder) is not None):
         return _stored(folder, config)
     return _expected(config), 0
 
@@ -191,12 +196,14 @@ def _stored(folder: Path, config: ModelConfig) -> tuple[list[_Weight], int]:
 
 
 def _expected(config: ModelConfig) -> list[_Weight]:
-    """The weights that a published checkpoint of this config would have."""
+    """The weights that a published or converted checkpoint of this config would have."""
     stated: dict[str | None, Format] = {fmt: fmt for fmt in _BYTES}
     formats = _PUBLISHED | {"expert": stated.get(config.expert_dtype, _PUBLISHED["expert"])}
     weights = []
+    recipe = _RECIPES.get(config.expert_dtype)
     for name, spec in checkpoint_spec(config).items():
-        fmt = formats[spec.kind]
+        converted = None if recipe is None else recipe_format(recipe, name, spec)
+        fmt = converted or formats[spec.kind]
         scale = math.prod(scale_shape(spec.shape, fmt) or (0,))
         size = int(math.prod(spec.shape) * _BYTES[fmt])
         label = _NOT_STATED if spec.kind == "expert" and config.expert_dtype is None else fmt

@@ -16,7 +16,11 @@ from fourfold.config import ModelConfig
 Kind = Literal["expert", "linear", "bf16", "f32", "int"]
 
 _EXPERT = re.compile(r"(?P<layer>.+\.ffn\.experts)\.(?P<index>\d+)\.(?P<rest>w[123]\.(?:weight|scale))")
-_SCALE_SUFFIXES = (".weight_scale_inv", ".weight_scale", ".scale_inv")
+_SUFFIXES = {
+    ".weight_scale_inv": ".scale", ".weight_scale": ".scale", ".scale_inv": ".scale", ".scale_bias": ".bias",
+}  # fmt: skip
+COPIES = {"embed.weight": "mtp.0.emb.tok_emb.weight", "head.weight": "mtp.0.head.weight"}
+"""Tensors that some converters store a second time, in the MTP block."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class TensorSpec:
     """Logical shape (FP4 counts values, not bytes) and kind of a tensor.
 
     Kinds: "expert" (routed: FP4, or FP8 in Base), "linear" (FP8), both with a scale beside them and both
-    possibly left in bf16 or f32; "bf16", "f32" and "int" are never quantised.
+    possibly left in bf16 or f32, or converted to int8 (experts: or int4); "bf16", "f32" and "int" are never
+    quantised.
     """
 
     shape: tuple[int, ...]
@@ -32,11 +37,11 @@ class TensorSpec:
 
 
 def canonical(name: str) -> str:
-    """The official spelling: without a leading `model.`, and `.scale` for a scale by any older name."""
+    """The official spelling: without a leading `model.`, and `.scale` for a scale by any other name."""
     name = name.removeprefix("model.")
-    for suffix in _SCALE_SUFFIXES:
+    for suffix, official in _SUFFIXES.items():
         if name.endswith(suffix):
-            return f"{name.removesuffix(suffix)}.scale"
+            return name.removesuffix(suffix) + official
     return name
 
 
@@ -50,8 +55,13 @@ def parameter_of(name: str) -> tuple[str, int | None]:
 
 def scale_name(name: str) -> str:
     """Official name of the scale that belongs to the weight `name`."""
+    return beside(name, "scale")
+
+
+def beside(name: str, leaf: str) -> str:
+    """Name of what belongs to the weight `name`: its scale, its bias, its weight_offset."""
     assert name.endswith(".weight"), name
-    return f"{name.removesuffix('.weight')}.scale"
+    return f"{name.removesuffix('weight')}{leaf}"
 
 
 def checkpoint_spec(config: ModelConfig) -> dict[str, TensorSpec]:

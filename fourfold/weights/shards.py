@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,10 @@ from torch import Tensor
 from fourfold.config_values import parse_json
 from fourfold.errors import CheckpointError
 
-BITS = {"F8_E4M3": 8, "F8_E8M0": 8, "F4": 4, "I8": 8, "U8": 8, "BF16": 16, "F32": 32, "I64": 64, "I32": 32}
+BITS = {
+    "F8_E4M3": 8, "F8_E8M0": 8, "F4": 4, "I8": 8, "U8": 8, "BF16": 16, "F32": 32, "I64": 64, "I32": 32,
+    "U64": 64,
+}  # fmt: skip
 """Bits per value of the header dtypes that a V4 checkpoint may use."""
 HEADER_DTYPES = {
     torch.float8_e4m3fn: "F8_E4M3",
@@ -184,13 +188,15 @@ class Reader:
 class Pending:
     """A tensor to be written: what the header must know now, and how to get the tensor when its turn comes.
 
-    shape and dtype are as in a header (F4 counts values).
+    shape and dtype are as in a header (F4 counts values).  note: what there is to say about it, for JSON,
+    once it is loaded.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     load: Callable[[], Tensor]
+    note: Callable[[], dict[str, Any]] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -198,22 +204,30 @@ class Pending:
 
 
 def write_file(file: Path, tensors: Sequence[Pending], advance: Callable[[int], object]) -> list[str]:
-    """Write one safetensors file, holding one tensor at a time; returns the names in file order."""
+    """Write one safetensors file, holding one tensor at a time; returns the names in file order.
+
+    They are asked for in the given order, so that parts of one conversion come one after the other.
+    """
     # Widest values first, so that every tensor is aligned to its own width whatever came before it.
     ordered = sorted(tensors, key=lambda tensor: -BITS[tensor.dtype])
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    places: dict[str, int] = {}
     position = 0
     for tensor in ordered:
         offsets = [position, position + tensor.nbytes]
         header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
+        places[tensor.name] = position
         position += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with file.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
-        for tensor in ordered:
+        for tensor in tensors:
             value = tensor.load().detach().to("cpu").contiguous()
             assert value.nbytes == tensor.nbytes, (tensor.name, value.shape, value.dtype, tensor.shape)
+            stream.seek(8 + len(text) + places[tensor.name])
             stream.write(value.view(-1).view(torch.uint8).numpy().data)
             advance(tensor.nbytes)
+        stream.flush()
+        os.fsync(stream.fileno())
     return [tensor.name for tensor in ordered]

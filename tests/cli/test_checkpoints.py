@@ -37,6 +37,48 @@ def test_export_keeps_and_converts(run, tiny_folder, tmp_path):
     assert document["seconds"] > 0
 
 
+def test_export_by_a_recipe_says_what_it_costs(run, tiny_folder, tmp_path):
+    ran = run("export", tiny_folder, tmp_path / "w4a8", "--format", "w4a8")
+    assert ran.code == 0
+    assert ran.out.endswith(f"\n{tmp_path / 'w4a8'}\n")
+    lines = {line.split()[0]: line.split() for line in ran.out.splitlines() if "%" in line}
+    assert lines["ffn.experts.w2"][1:3] == ["40", "int4"]  # eight experts in four layers and the MTP block
+    assert lines["attn.indexer.wq_b"][2] == "int8"
+    assert lines["attn.wo_a"][2:] == ["bf16", "-", "0.00%", "0.00%", "-"]
+    document = json.loads(run("inspect", tmp_path / "w4a8", "--json").out)
+    assert document["expert_format"] == "int4"
+    text = tmp_path / "words.txt"
+    text.write_text("once upon a time there was a cat. " * 20)
+    ran = run("export", tiny_folder, tmp_path / "w8a8", "--format", "w8a8", "--calibrate", text, "--json")
+    document = json.loads(ran.out)
+    assert (document["format"], document["folder"]) == ("w8a8", str(tmp_path / "w8a8"))
+    errors = {error["name"]: error for error in document["errors"]}
+    met = errors["layers.0.ffn.shared_experts.w1.weight"]
+    assert met["weighted"] <= met["weighted_unclipped"]
+    assert "calibrated on " in ran.err
+    answer = run("generate", "-m", tmp_path / "w8a8", "once", "-n", 3, "--raw")
+    assert answer.code == 0
+
+
+def test_export_refuses_formats_that_contradict_each_other(run, tiny_folder, tmp_path):
+    out, text = tmp_path / "out", tmp_path / "missing.txt"
+    for words, message in (
+        (("--format", "w8a8", "--experts", "fp8"), "--format decides for all tensors"),
+        (("--calibrate", text), "--calibrate needs --format"),
+        (("--format", "w2a2"), "w2a2"),
+    ):
+        ran = run("export", tiny_folder, out, *words)
+        assert (ran.code, ran.out) == (2, "")
+        assert message in ran.err
+    ran = run("export", tiny_folder, out, "--format", "w8a8", "--calibrate", text)
+    assert ran.code == 1
+    assert "missing.txt: cannot be read (No such file or directory); give a text file" in ran.err
+    text.write_bytes(b"\xff\xfe")
+    ran = run("export", tiny_folder, out, "--format", "w8a8", "--calibrate", text)
+    assert ran.code == 1
+    assert "is not UTF-8 text" in ran.err
+
+
 def test_synth_writes_what_was_asked(run, tmp_path):
     words = (
         "--layers",
@@ -188,7 +230,7 @@ def test_plan_of_what_does_not_fit_is_1_and_says_what_to_do(run):
 
 
 def test_plan_measures_this_machine(run, monkeypatch, tiny_folder):
-    for name, value in {"_COLD_BYTES": 1 << 20, "_SECONDS": 0.01, "_MATMUL_SIZES": (64,)}.items():
+    for name, value in {"probe_size": lambda: 1 << 20, "_SECONDS": 0.01, "_MATMUL_SIZES": (64,)}.items():
         monkeypatch.setattr(f"fourfold.plan.measure.{name}", value)
     ran = run("plan", tiny_folder, "--context", "64", "--prompt", "64", "--ram", "1GB", "--disk", "1GB/s")
     assert (ran.code, ran.err) == (0, "fourfold: measuring this machine\n")

@@ -14,12 +14,15 @@ from torch import Tensor
 from fourfold.kernels import reference
 from fourfold.kernels.formats import (
     E2M1_VALUES,
+    Rounding,
     decode_fp4,
     decode_fp8,
     power_of_two_scale,
     round_fp4,
     round_fp8,
+    round_input,
     round_to_e2m1,
+    to_int8,
 )
 
 
@@ -41,6 +44,25 @@ def test_fp4_decoding_byte_by_byte() -> None:
             code = byte & 15 if i % 2 == 0 else byte >> 4
             value = E2M1_VALUES[code & 7] * (-1 if code & 8 else 1)
             assert decoded[row, i] == value * 2.0 ** (int(exponents[row, i // 32]) - 127)
+
+
+def test_int8_inputs_by_hand() -> None:
+    x = torch.tensor([[127.0, -63.5, 0.5, 1.5], [0.0, 0.0, 0.0, 0.0], [-2.54, 0.02, 0.01, 0.0]])
+    codes, scale = to_int8(x)
+    assert codes.tolist() == [[127, -64, 0, 2], [0, 0, 0, 0], [-127, 1, 0, 0]]
+    assert scale[:2].tolist() == [[1.0], [1.0]]
+    assert torch.equal(round_input(x.to(torch.bfloat16), Rounding.INT8)[0], torch.tensor([127.0, -64, 0, 2]))
+
+
+@pytest.mark.parametrize("width", [96, 4096])
+def test_int8_products_are_sums_of_whole_numbers(width: int) -> None:
+    x, codes = draw(5, width), (draw(6, width, seed=1) * 40).round().clamp(-127, 127).to(torch.int8)
+    scale = draw(6, seed=2).abs()
+    activations, amplitude = to_int8(x)
+    sums = activations.to(torch.int64) @ codes.T.to(torch.int64)
+    expected = sums.to(torch.float32) * scale * amplitude
+    assert torch.equal(reference.linear(x, codes, scale, Rounding.INT8), expected)
+    assert torch.equal(reference.linear(x[2:3], codes, scale, Rounding.INT8), expected[2:3])
 
 
 def e4m3(byte: int) -> float:

@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 import torch
 from fourfold.config import ModelConfig
-from fourfold.weights import load, shards, synth
+from fourfold.weights import export, load, shards, synth
 
 torch.set_num_threads(1)  # this measures memory; leave the cores to the other tests
 shards._REMAP_EVERY, shards._CHUNK = 16 << 20, 4 << 20
@@ -51,6 +51,21 @@ before = memory("VmRSS")
 tensors = dict(load.read_checkpoint(folder / "model", ModelConfig.from_file(folder / "model")))
 print(memory("VmHWM") - before)
 print(sum(tensor.nbytes for tensor in tensors.values()) / 2**20)
+
+del tensors
+export.export_recipe(folder / "warm", folder / "warm-w4a8", "w4a8", progress=False)
+synth.synthesise(
+    folder / "small", layers=2, experts=12, hidden=512, progress=False,
+    overrides={
+        "vocab_size": 64, "moe_intermediate_size": 1024, "num_attention_heads": 8, "head_dim": 64,
+        "index_n_heads": 8,
+    },
+)
+reset()
+before = memory("VmRSS")
+export.export_recipe(folder / "small", folder / "w4a8", "w4a8", progress=False, shard_size=20_000_000)
+print(memory("VmHWM") - before)
+print(sum(file.stat().st_size for file in (folder / "w4a8").iterdir()) / 2**20)
 """
 
 
@@ -59,10 +74,12 @@ def test_peaks(tmp_path: Path):
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    writing, loading, weights = map(float, done.stdout.split())
+    writing, loading, weights, converting, converted = map(float, done.stdout.split())
     assert weights > 150
     assert writing < 100
     assert loading < weights + 40
+    assert converted > 50  # and five times as much in float32
+    assert converting < 50
 
 
 def test_tensors_share_blocks_but_nothing_else(monkeypatch):

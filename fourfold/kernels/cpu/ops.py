@@ -1,7 +1,8 @@
 """The operations of the contract that run natively on a CPU; `fourfold.kernels` has their documentation.
 
 Each one hands what the extension does not cover to the reference: gradients, types other than float32,
-bfloat16 and the packed ones.  NOTES says so in the operator table.
+bfloat16 and the packed ones.  int8 and int4 weights are unpacked for its products.  NOTES says so in the
+operator table.
 """
 
 from __future__ import annotations
@@ -22,7 +23,17 @@ from fourfold.kernels.composed import (
     StreamEntry,
 )
 from fourfold.kernels.cpu import tensor_ops
-from fourfold.kernels.formats import FP8_BLOCK, Rounding, decode
+from fourfold.kernels.formats import (
+    FP8_BLOCK,
+    Rounding,
+    channel_scale,
+    decode,
+    integer_codes,
+    is_integer,
+    is_packed,
+    row_slabs,
+    to_int8,
+)
 
 assert cpu.native is not None, "import fourfold.kernels.cpu.ops only where fourfold.kernels.cpu.available()"
 native = cpu.native
@@ -54,9 +65,33 @@ def _covers(x: Tensor, weight: Tensor, scale: Tensor | None) -> bool:
     )
 
 
+def _is_unpacked(x: Tensor, weight: Tensor, scale: Tensor | None) -> bool:
+    """Whether the weight's codes are unpacked for the native product."""
+    return (
+        is_packed(weight)
+        and is_integer(weight, scale)
+        and x.dtype in _PLAIN
+        and not (torch.is_grad_enabled() and x.requires_grad)
+    )
+
+
+def _unpacked_linear(x: Tensor, weight: Tensor, scale: Tensor | None, rounding: Rounding) -> Tensor:
+    """The product of int8 or int4 weights: their codes are exact in bf16, as those of an int8 input are."""
+    assert scale is not None
+    amplitude = None
+    y = x.to(torch.float32)
+    if rounding is Rounding.INT8:
+        y, amplitude = to_int8(x)
+        rounding = Rounding.BF16
+    codes = (integer_codes(part).to(torch.bfloat16) for part, _ in row_slabs(weight, scale))
+    result = torch.cat([linear(y, part, None, rounding) for part in codes], dim=-1) * channel_scale(scale)
+    return (result if amplitude is None else result * amplitude).to(x.dtype)
+
+
 def linear(x: Tensor, weight: Tensor, scale: Tensor | None, rounding: Rounding = Rounding.NONE) -> Tensor:
     if not _covers(x, weight, scale):
-        return reference.linear(x, weight, scale, rounding)
+        other = _unpacked_linear if _is_unpacked(x, weight, scale) else reference.linear
+        return other(x, weight, scale, rounding)
     y = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=torch.float32)
     _linear(x if x.is_contiguous() else x.contiguous(), weight, scale, rounding.value, y)
     return y if x.dtype is torch.float32 else y.to(x.dtype)
@@ -70,7 +105,11 @@ def grouped_linear(
         # Groups that are no whole number of blocks share scales with their neighbours.
         weight, scale = decode(weight, scale), None
     if not _covers(x, weight, scale):
-        return reference.grouped_linear(x, weight, scale, groups, rounding)
+        if not _is_unpacked(x, weight, scale):
+            return reference.grouped_linear(x, weight, scale, groups, rounding)
+        assert scale is not None
+        matrices = zip(x.unbind(-2), weight.chunk(groups), scale.chunk(groups), strict=True)
+        return torch.stack([linear(*group, rounding) for group in matrices], dim=-2)
     y = torch.empty((*x.shape[:-1], rows), dtype=torch.float32)
     _grouped_linear(x if x.is_contiguous() else x.contiguous(), weight, scale, rounding.value, y)
     return y if x.dtype is torch.float32 else y.to(x.dtype)
@@ -91,13 +130,17 @@ def experts(
     places: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
+    stored = ((w1, s1), (w3, s3), (w2, s2))
     if not (
         w1.dtype == w3.dtype
-        and all(_covers(x, w, s) for w, s in ((w1, s1), (w3, s3), (w2, s2)))
+        and all(_covers(x, w, s) for w, s in stored)
         and not (weights.requires_grad and torch.is_grad_enabled())
         and (out is None or out.is_contiguous())
     ):
-        return reference.experts(x, indices, weights, w1, s1, w3, s3, w2, s2, limit, rounding, places, out)
+        product = linear if any(_is_unpacked(x, w, s) for w, s in stored) else reference.linear
+        return reference.experts_by(
+            product, x, indices, weights, w1, s1, w3, s3, w2, s2, limit, rounding, places, out
+        )
     y = torch.zeros(x.shape, dtype=torch.float32) if out is None else out
     _experts(
         x.contiguous(), indices.contiguous(), weights.float().contiguous(),
@@ -253,7 +296,7 @@ def hc_moe(
     )
 
 
-_COVERAGE = "native: without gradients; otherwise reference"
+_COVERAGE = "native: without gradients, int8 and int4 weights unpacked first; otherwise reference"
 
 OPS: dict[str, Callable[..., Any]] = {
     "linear": linear,
