@@ -6,7 +6,8 @@ FOLDER is a checkpoint, for one of `fourfold synth FOLDER --layers 4 --experts 6
 experts: a prefill, tokens that warm the cache, then timed single tokens.  Between the shares, in the same
 run, the disk's own rate: whole experts at random places of the same files, six reads in flight, nothing
 computed.  With --copy experts come from a page-aligned copy there, else from the checkpoint itself.  At 100
-everything is resident.
+everything is resident.  The limit of a share is the lower of two: the disk's rate over the bytes that were
+read a token, and the speed of the resident model.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import fourfold
@@ -35,6 +37,7 @@ from fourfold.tiers.table import PAGE, ExpertTable
 from fourfold.weights.load import checkpoint_items
 
 _IN_FLIGHT = 6
+_SHARES = ("share_of_disk", "share_of_limit")
 
 
 @dataclass(frozen=True)
@@ -127,33 +130,47 @@ def measure(checkpoint: Checkpoint, percent: int, options: argparse.Namespace) -
     return row
 
 
-def plot(rows: list[dict[str, Any]], rate: float, tokens: int, title: str, file: Path) -> None:
-    """Tokens a second against the share in RAM, below what the disk and the resident model allow."""
-    import matplotlib
+def plot(document: dict[str, Any], file: Path) -> None:
+    """Tokens a second against the share in RAM, below what the disk and the resident model allow.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    The limit: the disk's best rate over the bytes read a token (between the measured shares: linear, none at
+    100 %), and no more than with everything in RAM.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    rows = sorted(rows, key=lambda row: row["share"])
+    rows = sorted(document["rows"], key=lambda row: row["share"])
     shares = [row["share"] for row in rows]
-    streamed = [row for row in rows if row.get("bytes_read")]
-    figure, axes = plt.subplots(figsize=(6, 4))
-    axes.plot(shares, [row["decode_tokens_per_second"] for row in rows], "o-", label="measured")
-    limits = [rate / (row["bytes_read"] / tokens) for row in streamed]
-    axes.plot(
-        [row["share"] for row in streamed],
-        limits,
-        "--",
-        label=f"disk alone: {rate / 1e9:.2f} GB/s of whole experts, six reads in flight",
-    )
+    speeds = [row["decode_tokens_per_second"] for row in rows]
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    rate, top = document["disk_bytes_per_second"]["best"], 1.2 * max(speeds)
+    read = [row.get("bytes_read", 0) / document["tokens"] for row in rows]
+    fine = np.linspace(shares[0], shares[-1], 400)
+    limit = rate / np.maximum(np.interp(fine, shares, read), rate / (2 * top))
+    label = f"limit of the disk ({rate / 1e9:.2f} GB/s, whole experts, QD6)"
+    axes.plot(fine, limit, color="#c44e52", linewidth=1.5, label=label)
+    resident = speeds[-1] if shares[-1] == 100 else 2 * top
+    axes.fill_between(fine, np.minimum(limit, resident), 2 * top, color="black", alpha=0.05, linewidth=0)
     if shares[-1] == 100:
-        axes.axhline(rows[-1]["decode_tokens_per_second"], color="grey", linestyle=":", label="all in RAM")
-    axes.set(xlabel="experts that RAM holds, %", ylabel="tokens/s, single tokens", title=title)
-    axes.set_xlim(0, 105)
-    axes.set_ylim(0)
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(file)
+        label = "everything in RAM"
+        axes.axhline(speeds[-1], color="#55a868", linestyle="--", linewidth=1.5, label=label)
+    axes.plot(shares, speeds, "o-", color="#4c72b0", linewidth=2, label="measured", zorder=3)
+    for row, share, speed in zip(rows, shares, speeds, strict=True):
+        text = f"{speed:.1f}"
+        if "share_of_limit" in row:
+            text += f"\n{100 * row['share_of_limit']:.0f} % of limit"
+        axes.annotate(text, (share, speed), (6, -8), textcoords="offset points", fontsize=8, va="top")
+    axes.set(xlabel="experts that RAM holds, %", ylabel="tokens/s, one sequence", ylim=(0, top))
+    axes.set(xticks=shares, xlim=(shares[0] - 5, shares[-1] + 9))
+    shape = f"{document['layers']} layers of {document['experts'] // document['layers']} experts"
+    threads = f"{document['threads']} thread{'' if document['threads'] == 1 else 's'}"
+    axes.set_title(f"{shape}, {document['processor']}, {threads}", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(file, dpi=150)
 
 
 def arguments() -> argparse.Namespace:
@@ -194,21 +211,39 @@ def main() -> None:
             name = "decode_tokens_per_second"
             if share not in best or row[name] > best[share][name]:
                 best[share] = row
+    add_limits(list(best.values()), options.tokens)
     report(options, checkpoint, list(best.values()), rates)
+
+
+def add_limits(rows: list[dict[str, Any]], tokens: int) -> None:
+    """What the disk, and the processor with everything in RAM, would allow, and the share of it reached."""
+    resident = [row["decode_tokens_per_second"] for row in rows if "bytes_read" not in row]
+    for row in rows:
+        if row.get("bytes_read"):
+            disk = row["disk_bytes_per_second"] * tokens / row["bytes_read"]
+            row["limit_tokens_per_second"] = min([disk, *resident])
+            row["share_of_limit"] = row["decode_tokens_per_second"] / row["limit_tokens_per_second"]
 
 
 def report(
     options: argparse.Namespace, checkpoint: Checkpoint, rows: list[dict[str, Any]], rates: list[float]
 ) -> None:
     """The table, the JSON line, and files where asked for."""
-    print(f"{'experts in RAM':>14} {'prefill':>9} {'decode':>9} {'hits':>6} {'GB/s read':>10} {'of disk':>8}")
+    print(
+        f"{'experts in RAM':>14} {'prefill':>9} {'decode':>9} {'hits':>6} {'stalled':>8} {'GB/s read':>10} "
+        f"{'of disk':>8} {'of limit':>9}"
+    )
     for row in rows:
         asked = sum(row.get(key, 0) for key in ("hits", "prefetched", "misses"))
         hits = f"{100 * row['hits'] / asked:.0f} %" if asked else "-"
         read = f"{row['read_bytes_per_second'] / 1e9:.2f}" if asked else "-"
-        of_disk = f"{100 * row['share_of_disk']:.0f} %" if asked else "-"
+        of_disk, of_limit = (f"{100 * row[key]:.0f} %" if key in row else "-" for key in _SHARES)
+        stalled = f"{row['stall_seconds']:.1f} s" if asked else "-"
         speeds = (row["prefill_tokens_per_second"], row["decode_tokens_per_second"])
-        print(f"{row['share']:>12} % {speeds[0]:>9.1f} {speeds[1]:>9.2f} {hits:>6} {read:>10} {of_disk:>8}")
+        print(
+            f"{row['share']:>12} % {speeds[0]:>9.1f} {speeds[1]:>9.2f} {hits:>6} {stalled:>8} {read:>10} "
+            f"{of_disk:>8} {of_limit:>9}"
+        )
     document = {
         "question": "tiers",
         "date": datetime.date.today().isoformat(),
@@ -221,6 +256,7 @@ def report(
         "threads": options.threads,
         "numerics": options.numerics,
         "source": "aligned copy" if options.copy else "checkpoint",
+        "layers": len(checkpoint.table.layers),
         "experts": checkpoint.table.experts,
         "expert_bytes": checkpoint.table.expert_bytes,
         "dense_bytes": checkpoint.dense,
@@ -232,8 +268,7 @@ def report(
     if options.out:
         options.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if options.plot:
-        title = f"{len(checkpoint.table.layers)} layers of {checkpoint.table.per_layer} experts, batch 1"
-        plot(rows, max(rates), options.tokens, title, options.plot)
+        plot(document, options.plot)
 
 
 if __name__ == "__main__":

@@ -49,5 +49,5 @@ class Own:
 
     def about(self) -> dict[str, Any]:
         """Statistics of experts that are streamed from disk, where the model keeps any."""
-        tiers = getattr(self._model, "tiers", None)
-        return {} if tiers is None else {"tiers": tiers.stats()}
+        tiers = self._model.tiers
+        return {} if tiers is None else {"tiers": tiers.stats().to_dict()}

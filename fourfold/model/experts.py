@@ -19,6 +19,9 @@ class ExpertSource(Protocol):
     def expect(self, streams: Tensor, ids: Tensor) -> None:
         """The layer's block begins: its input streams [B, T, n, D] and token ids [B, T] are known."""
 
+    def chosen(self, indices: Tensor) -> None:
+        """The gate has chosen: indices [N, K] int64.  `passes` follows."""
+
     def passes(self, indices: Tensor) -> Iterator[Tensor | None]:
         """For each part of the chosen experts, in ascending order: the rows that hold them.
 
@@ -34,6 +37,9 @@ class Resident:
     def expect(self, streams: Tensor, ids: Tensor) -> None:
         """Nothing is to be prepared."""
 
+    def chosen(self, indices: Tensor) -> None:
+        """Nothing is to be fetched."""
+
     def passes(self, indices: Tensor) -> Iterator[Tensor | None]:
         """One part: all."""
         yield None
@@ -45,8 +51,8 @@ class TierStats:
 
     A layer that runs needs each expert that its tokens chose once.  hits: it was in RAM; prefetched: it was
     not, but its read had begun before it was asked for; misses: the rest.  prefetch_wasted: experts that
-    were read ahead and evicted unused.  stall_seconds: time in which the computation waited for reads.
-    slots, experts: how many RAM holds, of how many.
+    were read ahead and evicted unused, or given up halfway.  stall_seconds: time in which the computation
+    waited for reads.  slots, experts: how many RAM holds, of how many.
     """
 
     slots: int

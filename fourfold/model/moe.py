@@ -160,5 +160,7 @@ class MoE(nn.Module):
         indices, weights, scores = self.gate(flat, batch.ids)
         if self.training and not self.gate.hashed:
             batch.routing.append(Routing(scores, indices))
-        y = self.experts(flat, indices, weights) + self.shared_experts(flat)
+        self.experts.source.chosen(indices)
+        shared = self.shared_experts(flat)  # while routed ones that are not in RAM are on their way
+        y = self.experts(flat, indices, weights) + shared
         return y.to(x.dtype).view_as(x)

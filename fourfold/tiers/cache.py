@@ -8,7 +8,7 @@ waits for it, so nothing half read is ever used.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 
 import numpy as np
 
@@ -29,12 +29,13 @@ class ExpertCache:
         layers: int,
         per_layer: int,
         readers: int,
+        pieces: Sequence[int],
         buffer: Callable[[], Bytes],
-        fill: Callable[[int, int, Bytes], None],
+        fill: Callable[[int, int, int, Bytes], None],
     ) -> None:
         self.per_layer = per_layer
         self.policy = NextUse(layers, per_layer)
-        self.queue = ReadQueue(readers, buffer, fill, self._done)
+        self.queue = ReadQueue(readers, pieces, buffer, fill, self._done)
         self.changed = self.queue.changed
         self.slot = np.full(layers * per_layer, _EMPTY, dtype=np.int64)
         """Expert -> slot that holds it or will."""
@@ -45,14 +46,14 @@ class ExpertCache:
         """Experts that were read ahead and not used since."""
         self._wanted: set[int] = set()
         """Experts that this forward will use, or is believed to."""
-        self.loaded = self.wasted = 0
+        self.wasted = 0
         self.stalled = 0.0
 
     def ready(self, expert: int) -> bool:
         return bool(self.slot[expert] != _EMPTY) and expert not in self._reads
 
     def forget_wishes(self, experts: Container[int] | None = None) -> None:
-        """These are wanted no more in this forward (None: nothing is); reads ahead not begun are dropped."""
+        """These are wanted no more in this forward (None: nothing is); of reads ahead no more is begun."""
         # The wishes are few; `experts` may be a range over all layers.
         for expert in [e for e in self._wanted if experts is None or e in experts]:
             self._wanted.discard(expert)
@@ -61,39 +62,47 @@ class ExpertCache:
                 self._release(expert)
                 self._ahead.discard(expert)
 
+    def wish(self, experts: list[int]) -> None:
+        """This forward will use these, or is believed to: they are not evicted."""
+        self._wanted.update(experts)
+
     def read_ahead(self, experts: list[int], layer: int, tokens: int) -> None:
         """Begin to read what is not here of `experts`, which `layer` or later ones will ask for.
 
         Nothing that is wanted goes for it, and at most half of the slots are on their way at a time.
         """
-        self._wanted.update(experts)
+        self.wish(experts)
         missing = [expert for expert in experts if self.slot[expert] == _EMPTY]
+        for expert in experts:
+            if (read := self._reads.get(expert)) is not None:
+                self.queue.want(read, self._rank(expert, layer))
         room = len(self._holds) // 2 - len(self._reads)
         if not missing or room <= 0:
             return
         # The layer has not run yet: the one before it is the last that is done with.
         for expert, slot in zip(missing[:room], self._victims(layer - 1, tokens), strict=False):
-            self._begin(expert, slot, 1 + expert // self.per_layer - layer)
+            self._begin(expert, slot, self._rank(expert, layer))
             self._ahead.add(expert)
 
     def claim(self, experts: list[int]) -> tuple[int, int, int]:
         """A layer needs these now.  Returns how many are in a slot, were read ahead, are neither."""
-        self._wanted.update(experts)
+        self.wish(experts)
         hits = ahead = 0
         for expert in experts:
             read = self._reads.get(expert)
-            if expert in self._ahead and (read is None or read.begun):
+            if expert in self._ahead and (read is None or read.begun > 0):
                 ahead += 1
             elif self.slot[expert] != _EMPTY and read is None:
                 hits += 1
-            if read is not None:
-                self._reads[expert] = self.queue.hasten(read)
             self._ahead.discard(expert)
             self._errors.pop(expert, None)
         return hits, ahead, len(experts) - hits - ahead
 
     def demand(self, experts: list[int], layer: int, tokens: int) -> None:
         """Begin to read what of these is not here, in their order, as far as slots can be had for them."""
+        for expert in experts:
+            if (read := self._reads.get(expert)) is not None:
+                self.queue.want(read, 0)
         missing = [e for e in experts if self.slot[e] == _EMPTY and e not in self._errors]
         if not missing:
             return
@@ -160,11 +169,16 @@ class ExpertCache:
         self._holds[self.slot[expert]] = _EMPTY
         self.slot[expert] = _EMPTY
 
-    def _done(self, read: Read, error: Exception | None) -> None:
+    def _rank(self, expert: int, layer: int) -> int:
+        """Of a read ahead that begins when `layer` does."""
+        return 1 + expert // self.per_layer - layer
+
+    def _done(self, read: Read) -> None:
         del self._reads[read.expert]
-        if error is None:
-            self.loaded += 1
+        if read.error is None and not read.dropped:
             return
         self._release(read.expert)
+        self.wasted += read.expert in self._ahead
         self._ahead.discard(read.expert)
-        self._errors[read.expert] = error
+        if read.error is not None:
+            self._errors[read.expert] = read.error

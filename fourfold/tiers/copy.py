@@ -108,7 +108,8 @@ def _write(file: Path, header: bytes, table: ExpertTable, starts: list[int], str
         with _appearing(file) as stream, byte_progress("copying experts", size) as advance:
             stream.write(header)
             for number in range(table.experts):
-                reader.read(number, parts, buffer)
+                for piece in range(len(reader.pieces)):
+                    reader.read(number, piece, parts, buffer)
                 stream.write(expert.data)
                 advance(stride)
     except OSError as error:

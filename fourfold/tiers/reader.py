@@ -1,6 +1,6 @@
-"""Reads whole experts from disk into their slots.
+"""Reads experts from disk into their slots, a matrix with its scales at a time.
 
-Where the pieces of an expert lie page-aligned both on disk and in the slot, one call of the system scatters
+Where the parts of an expert lie page-aligned both on disk and in the slot, one call of the system scatters
 them straight into it.  Elsewhere (safetensors files align nothing) pages go through a buffer of the thread.
 """
 
@@ -16,11 +16,11 @@ import torch
 
 from fourfold.errors import CheckpointError
 from fourfold.tiers.files import WatchedFile, say
-from fourfold.tiers.table import PAGE, ExpertTable
+from fourfold.tiers.table import PAGE, ExpertTable, Part
 from fourfold.weights.formats import E8M0_NAN
 
-READERS = 8
-"""Reads in flight: six keep an NVMe disk busy, the others copy out of their buffers meanwhile."""
+READERS = 4
+"""Pieces in flight: three of them, an expert's, keep an NVMe disk busy."""
 BUFFER = 4 << 20
 """Largest piece that goes through a buffer: bytes a reader holds besides the slots."""
 
@@ -44,7 +44,9 @@ class ExpertReader:
         self.table = table
         self._files = [WatchedFile(path) for path in table.files]
         self._sizes = [part.nbytes for part in table.parts]
-        self._scales = [(p, part.dtype) for p, part in enumerate(table.parts) if part.name.endswith(".scale")]
+        self._parts = _by_matrix(table.parts)
+        self.pieces = [sum(self._sizes[p] for p in parts) for parts in self._parts]
+        """The bytes of each piece of an expert: a matrix with its scales."""
         self._whole_pages = all(size % PAGE == 0 for size in self._sizes)
         if refused := [file.path.name for file in self._files if not file.direct]:
             say(
@@ -56,37 +58,46 @@ class ExpertReader:
         """Page-aligned room for one thread."""
         return aligned_bytes(buffer_bytes(self.table.expert_bytes))
 
-    def read(self, expert: int, slot: Sequence[Bytes], buffer: Bytes) -> None:
-        """Fill the parts of a slot, contiguous bytes each.  CheckpointError: file or scales are broken."""
-        for run in self._runs(expert):
+    def read(self, expert: int, piece: int, slot: Sequence[Bytes], buffer: Bytes) -> None:
+        """Fill those parts of a slot, contiguous bytes each.  CheckpointError: file or scales are broken."""
+        for run in self._runs(expert, self._parts[piece]):
             into = [slot[p] for p in run.parts]
             file = self._files[run.file]
             if self._whole_pages and run.start % PAGE == 0 and all(_at_page(part) for part in into):
                 file.read([part.data for part in into], run.start, run.size)
             else:
                 _through_buffer(file, run, into, buffer)
-        for p, dtype in self._scales:
-            if not _sound(slot[p], dtype):
+        for p in self._parts[piece]:
+            part = self.table.parts[p]
+            if part.name.endswith(".scale") and not _sound(slot[p], part.dtype):
                 raise CheckpointError(
-                    f"{self._files[0].path.parent}: {self.table.name(expert)}.{self.table.parts[p].name} has "
-                    "scales that are not numbers above 0. Download it again"
+                    f"{self._files[0].path.parent}: {self.table.name(expert)}.{part.name} has scales that "
+                    "are not numbers above 0. Download it again"
                 )
 
     def close(self) -> None:
         for file in self._files:
             file.close()
 
-    def _runs(self, expert: int) -> list[_Run]:
-        """The expert's parts, those that follow each other on disk joined."""
+    def _runs(self, expert: int, parts: Sequence[int]) -> list[_Run]:
+        """These parts of an expert, those that follow each other on disk joined."""
         files, offsets = self.table.file[expert].tolist(), self.table.offset[expert].tolist()
         runs: list[_Run] = []
-        for p in sorted(range(len(files)), key=lambda p: (files[p], offsets[p])):
+        for p in sorted(parts, key=lambda p: (files[p], offsets[p])):
             last = runs[-1] if runs else None
             if last is not None and last.file == files[p] and last.start + last.size == offsets[p]:
                 runs[-1] = _Run(last.file, last.start, [*last.parts, p], last.size + self._sizes[p])
             else:
                 runs.append(_Run(files[p], offsets[p], [p], self._sizes[p]))
         return runs
+
+
+def _by_matrix(parts: Sequence[Part]) -> list[list[int]]:
+    """The numbers of the parts of each matrix."""
+    found: dict[str, list[int]] = {}
+    for p, part in enumerate(parts):
+        found.setdefault(part.name.partition(".")[0], []).append(p)
+    return list(found.values())
 
 
 def buffer_bytes(expert_bytes: int) -> int:

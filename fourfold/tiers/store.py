@@ -32,11 +32,13 @@ class TieredExperts:
         reader = ExpertReader(table)
         pool = SlotPool(table.parts, slots)
 
-        def fill(expert: int, slot: int, buffer: Bytes) -> None:
-            reader.read(expert, pool.row(slot), buffer)
+        def fill(expert: int, piece: int, slot: int, buffer: Bytes) -> None:
+            reader.read(expert, piece, pool.row(slot), buffer)
 
         self._reader = reader
-        self.cache = ExpertCache(slots, len(table.layers), table.per_layer, READERS, reader.buffer, fill)
+        self.cache = ExpertCache(
+            slots, len(table.layers), table.per_layer, READERS, reader.pieces, reader.buffer, fill
+        )
         self.running = threading.RLock()
         self._counts = dict.fromkeys(("hits", "prefetched", "misses"), 0)
         self._slots = slots
@@ -55,7 +57,7 @@ class TieredExperts:
                 experts=self.table.experts,
                 **self._counts,
                 prefetch_wasted=self.cache.wasted,
-                bytes_read=self.cache.loaded * self.table.expert_bytes,
+                bytes_read=self.cache.queue.bytes_read,
                 stall_seconds=self.cache.stalled,
             )
 
@@ -106,22 +108,32 @@ class _Layer:
             block = tiers.blocks[self._number]
             here = cache.slot[self._first : self._first + cache.per_layer]
             if not block.ffn.gate.hashed and bool((here < 0).any()):
-                self._read_ahead(_distinct(predicted(block, streams), self._first), tokens)
+                self._read_ahead(_likeliest_first(predicted(block, streams), self._first), tokens)
+
+    def chosen(self, indices: Tensor) -> None:
+        """Read what the layer's gate chose, and no more of what was guessed and not chosen."""
+        tiers, cache = self._tiers, self._tiers.cache
+        tokens = indices.shape[0]
+        with tiers.running, cache.changed:
+            counts = np.bincount(indices.flatten().numpy(), minlength=cache.per_layer)
+            experts = _distinct(indices, self._first)
+            cache.policy.used(self._number, counts, tokens)
+            cache.forget_wishes(range(self._first + cache.per_layer))
+            tiers.count(*cache.claim(experts))
+            cache.demand(experts, self._number, tokens)
 
     def passes(self, indices: Tensor) -> Iterator[Tensor]:
         """The chosen experts, part by part as they arrive, in ascending order."""
         tiers, cache = self._tiers, self._tiers.cache
-        tokens = indices.shape[0]
-        counts = np.bincount(indices.flatten().numpy(), minlength=cache.per_layer)
-        todo = [int(expert) + self._first for expert in np.flatnonzero(counts)]
+        todo = _distinct(indices, self._first)
         with tiers.running:
             with cache.changed:
-                cache.policy.used(self._number, counts, tokens)
+                # Again: another thread's forward may have been here since `chosen`.
                 cache.forget_wishes(range(self._first + cache.per_layer))
-                tiers.count(*cache.claim(todo))
+                cache.wish(todo)
             while todo:
                 with cache.changed:
-                    ready = self._wait(todo, tokens)
+                    ready = self._wait(todo, indices.shape[0])
                     places = self._places(ready)
                 yield places
                 with cache.changed:
@@ -154,3 +166,8 @@ class _Layer:
 def _distinct(indices: Tensor, first: int) -> list[int]:
     """Local expert numbers [..., K] -> the experts' numbers, ascending."""
     return [expert + first for expert in indices.unique().tolist()]
+
+
+def _likeliest_first(indices: Tensor, first: int) -> list[int]:
+    """As `_distinct`, in the order of the gate's choice: first choices of all tokens, second ones, …"""
+    return [expert + first for expert in dict.fromkeys(indices.T.flatten().tolist())]

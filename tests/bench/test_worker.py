@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from fourfold.bench.accuracy import accuracy
@@ -27,17 +29,13 @@ def test_worker_measures_each_context_from_the_same_state(tiny_folder):
     own.use_threads(1)
 
 
-class Tiers:
-    """Stands for the model's store of streamed experts."""
-
-    def stats(self) -> dict[str, int]:
-        return {"hits": 3}
-
-
-def test_statistics_of_streamed_experts_are_passed_on(tiny_folder):
-    own = Own(tiny_folder, "exact")
-    setattr(own._model, "tiers", Tiers())  # noqa: B010
-    assert own.about() == {"tiers": {"hits": 3}}
+def test_statistics_of_streamed_experts_are_passed_on(tiny_folder, monkeypatch):
+    """Where the model does not fit in free RAM; they must be JSON."""
+    monkeypatch.setattr("fourfold.tiers.budget.free_ram", lambda: 1800 << 10)
+    worker = Worker(Own(tiny_folder, "exact"))
+    worker.answer({"threads": 1, "context": 0, "prefill": 8, "decode": 1})
+    about = json.loads(json.dumps(worker.answer({"report": True})))["about"]
+    assert about["tiers"]["misses"] > 0 and about["tiers"]["bytes_read"] > 0
 
 
 def test_a_worker_that_cannot_load_says_why(tmp_path):

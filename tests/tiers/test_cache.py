@@ -20,10 +20,12 @@ class Disk:
         self.gate.set()
         self.broken: set[int] = set()
         self.order: list[int] = []
+        self.pieces: list[tuple[int, int]] = []
         self.begun = threading.Semaphore(0)
 
-    def fill(self, expert, slot, buffer):
+    def fill(self, expert, piece, slot, buffer):
         self.order.append(expert)
+        self.pieces.append((expert, piece))
         self.begun.release()
         assert self.gate.wait(10)
         if expert in self.broken:
@@ -38,7 +40,7 @@ def disk():
 @pytest.fixture
 def cache(disk):
     """4 slots for 3 layers of 4 experts, one reader."""
-    cache = ExpertCache(4, 3, 4, 1, lambda: aligned_bytes(1), disk.fill)
+    cache = ExpertCache(4, 3, 4, 1, [1], lambda: aligned_bytes(1), disk.fill)
     yield cache
     disk.gate.set()
     cache.queue.close()
@@ -79,7 +81,7 @@ def test_hits_misses_and_evictions(cache, disk):
     assert run(cache, [0, 1]) == (2, 0, 0)
     assert run(cache, [4, 6]) == (0, 0, 2)
     assert run(cache, [8]) == (0, 0, 1)
-    assert disk.order == [0, 1, 4, 6, 8] and cache.loaded == 5
+    assert disk.order == [0, 1, 4, 6, 8] and cache.queue.bytes_read == 5
     assert consistent(cache)
 
 
@@ -87,7 +89,7 @@ def test_more_experts_than_slots(cache, disk):
     run(cache, [2, 3])
     assert run(cache, [4, 5, 6, 7]) == (0, 0, 4)
     assert run(cache, [4, 5, 6, 7]) == (4, 0, 0)
-    small = ExpertCache(2, 1, 4, 2, lambda: aligned_bytes(1), disk.fill)
+    small = ExpertCache(2, 1, 4, 2, [1], lambda: aligned_bytes(1), disk.fill)
     for _ in range(3):
         run(small, [0, 1, 2, 3], tokens=9)
     assert consistent(small)
@@ -95,7 +97,7 @@ def test_more_experts_than_slots(cache, disk):
 
 
 def test_what_is_cached_and_wanted_gives_way_only_to_what_comes_before_it(disk):
-    small = ExpertCache(2, 1, 4, 1, lambda: aligned_bytes(1), disk.fill)
+    small = ExpertCache(2, 1, 4, 1, [1], lambda: aligned_bytes(1), disk.fill)
     run(small, [2, 3])
     assert run(small, [0, 2, 3]) == (2, 0, 1)
     assert disk.order == [2, 3, 0, 3]  # 3 went for 0, 2 was used, then 3 came back
@@ -141,6 +143,54 @@ def test_what_is_waited_for_comes_before_what_may_be_needed(cache, disk):
     run(cache, [5])
     run(cache, [9])
     assert disk.order == [0, 5, 9]
+
+
+@pytest.fixture
+def in_pieces(disk):
+    """4 slots for 3 layers of 4 experts in three pieces, one reader; the first piece of 0 is under way."""
+    cache = ExpertCache(4, 3, 4, 1, [5, 6, 7], lambda: aligned_bytes(1), disk.fill)
+    disk.gate.clear()
+    ahead(cache, [0], 0)
+    assert disk.begun.acquire(timeout=10)
+    yield cache
+    disk.gate.set()
+    cache.queue.close()
+
+
+def test_no_more_pieces_of_a_wrong_guess_are_read(in_pieces, disk):
+    with in_pieces.changed:
+        in_pieces.forget_wishes()
+        assert in_pieces.slot[0] >= 0  # a piece of it is still on its way there
+    disk.gate.set()
+    run(in_pieces, [1])
+    assert disk.pieces == [(0, 0), (1, 0), (1, 1), (1, 2)]
+    assert in_pieces.slot[0] < 0 and consistent(in_pieces)
+    assert in_pieces.wasted == 1 and in_pieces.queue.bytes_read == 5 + 18
+
+
+@pytest.mark.parametrize("again", ["needed", "guessed"])
+def test_a_guess_that_was_given_up_and_comes_back_is_read_on(in_pieces, disk, again):
+    with in_pieces.changed:
+        in_pieces.forget_wishes()
+    if again == "guessed":
+        ahead(in_pieces, [0], 0)
+    threading.Timer(0.05, disk.gate.set).start()
+    assert run(in_pieces, [0]) == (0, 1, 0)
+    assert disk.pieces == [(0, 0), (0, 1), (0, 2)] and in_pieces.wasted == 0
+
+
+def test_the_pieces_of_what_is_needed_come_before_those_of_what_has_begun(in_pieces, disk):
+    threading.Timer(0.05, disk.gate.set).start()
+    run(in_pieces, [1])
+    assert [expert for expert, _ in disk.pieces[:4]] == [0, 1, 1, 1]
+
+
+def test_an_error_in_a_piece_ends_its_expert(in_pieces, disk):
+    disk.broken = {0}
+    threading.Timer(0.05, disk.gate.set).start()
+    with pytest.raises(CheckpointError, match="expert 0 is broken"):
+        run(in_pieces, [0])
+    assert disk.pieces == [(0, 0)] and in_pieces.slot[0] < 0 and consistent(in_pieces)
 
 
 def test_an_error_reaches_who_waits_and_leaves_no_trace(cache, disk):
