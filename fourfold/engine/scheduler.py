@@ -18,6 +18,7 @@ Policy, in the order of a step:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from fourfold.engine.blocks import BlockPool
 from fourfold.engine.job import Action, Discard, Job, Keep, Phase, Restart, Resume, Save, Share
@@ -72,7 +73,7 @@ class Scheduler:
         self._admit()
         return self._divide()
 
-    def advance(self, shares: list[Share]) -> list[Keep]:
+    def advance(self, shares: Sequence[Share]) -> list[Keep]:
         """The tokens of a step are computed.  Returns the states that are to be kept of it."""
         self.counters.steps += 1
         kept: dict[int, Keep] = {}
@@ -97,12 +98,6 @@ class Scheduler:
             self._unsave(job)
         job.phase = Phase.ENDED
         return kept
-
-    def forget(self, job: Job) -> None:
-        """Its state in memory cannot be trusted: it will be computed again."""
-        if job.phase is Phase.RUNNING:
-            self._release(job)
-            self._wait_anew(job)
 
     def blocks_for(self, tokens: int) -> int:
         """Blocks that hold the entries of so many tokens."""
