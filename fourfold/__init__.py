@@ -7,7 +7,12 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from fourfold.config import ModelConfig
+from fourfold.engine.answer import Chunk
+from fourfold.engine.config import EngineConfig
+from fourfold.engine.engine import Engine
 from fourfold.engine.generate import generate
+from fourfold.engine.request import Request
+from fourfold.engine.sampler import Sampling
 from fourfold.errors import (
     CacheError,
     CheckpointError,
@@ -30,13 +35,18 @@ __all__ = [
     "Cache",
     "CacheError",
     "CheckpointError",
+    "Chunk",
     "ConfigError",
     "DownloadError",
+    "Engine",
+    "EngineConfig",
     "FourfoldError",
     "KernelError",
     "ModelConfig",
     "Output",
+    "Request",
     "RequestError",
+    "Sampling",
     "TokenizerError",
     "TrainError",
     "Transformer",

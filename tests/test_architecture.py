@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tiers": BASE | {"config", "kernels", "model", "weights"},
     "loading": BASE | {"config", "kernels", "model", "tiers", "weights"},
     "calibration": BASE | {"config", "kernels", "loading", "model", "weights"},
-    "engine": BASE | {"config", "kernels", "loading", "model", "protocol"},
+    "engine": BASE | {"config", "kernels", "loading", "model", "protocol", "tiers"},
 }
 LOWER = {*MAY_IMPORT}
 TOP = {"bench", "cli", "conformance", "train"}
@@ -38,13 +38,18 @@ PUBLIC = {
     "Cache",
     "CacheError",
     "CheckpointError",
+    "Chunk",
     "ConfigError",
     "DownloadError",
+    "Engine",
+    "EngineConfig",
     "FourfoldError",
     "KernelError",
     "ModelConfig",
     "Output",
+    "Request",
     "RequestError",
+    "Sampling",
     "TokenizerError",
     "TrainError",
     "Transformer",

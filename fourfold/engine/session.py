@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
-from typing import Unpack
+from typing import Any, Unpack
 
-from fourfold.engine.generate import GenerateOptions, Generation, generate
-from fourfold.model.cache import Cache
+from fourfold.engine.config import EngineConfig
+from fourfold.engine.engine import Engine
+from fourfold.engine.generate import GenerateOptions, Generation
+from fourfold.engine.request import Request
+from fourfold.engine.sampler import Sampling
 from fourfold.model.transformer import Transformer
+
+_SNAPSHOTS = 8  # of the last turns: a conversation goes on where it was, or where its last message began
 
 
 class Session:
-    """Continues a model's cache from prompt to prompt, wherever they share their beginning."""
+    """An engine for one conversation."""
 
     def __init__(self, m: Transformer) -> None:
         self._model = m
-        self._last: Generation | None = None
+        self.reset()
 
     def generate(self, prompt: Sequence[int], **options: Unpack[GenerateOptions]) -> Generation:
-        """As `engine.generate`, with the cache of the previous answer as far as `prompt` repeats it."""
-        cache = self._reusable(prompt)
-        self._last = generate(self._model, prompt, cache=cache, **options)
-        return self._last
+        """As `engine.generate`; what `prompt` shares with earlier ones is not computed again."""
+        values: dict[str, Any] = {"max_tokens": 256, "stop": (), **options}
+        max_tokens, stop = values.pop("max_tokens"), values.pop("stop")
+        request = Request(prompt=prompt, max_tokens=max_tokens, stop=stop, sampling=Sampling(**values))
+        return Generation(self._engine, request)
 
     def reset(self) -> None:
         """Forget everything."""
-        self._last = None
-
-    def _reusable(self, prompt: Sequence[int]) -> Cache | None:
-        """The previous cache, cut back to what it shares with `prompt`; None when that cannot be done."""
-        if self._last is None:
-            return None
-        cache = self._last.cache
-        held = (self._last.prompt_ids + self._last.ids)[: cache.length]
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(held, prompt, strict=False)))
-        shared = min(shared, len(prompt) - 1)  # the last token must run: its logits begin the answer
-        surplus = cache.length - shared
-        if shared <= 0 or surplus > cache.max_rollback():
-            return None
-        cache.rollback(surplus)
-        return cache
+        self._engine = Engine(self._model, EngineConfig(max_running=1, snapshots=_SNAPSHOTS))

@@ -115,6 +115,8 @@ class Attention(nn.Module):
         if compressor is None:
             return None, None, None
         chosen = None if indexer is None else indexer(x, qr, rows[1], batch, memory)
+        if chosen is None:
+            chosen = batch.layout.listed(self.ratio)
         pending = memory.tail.extend(rows[0])
         if batch.layout.completed(self.ratio):
             new = self.numerics.kv(compressor(pending, batch), self.rope_width)

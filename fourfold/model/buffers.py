@@ -7,10 +7,8 @@ capacity, and how many rows count.  Rows beyond that are leftovers of a call tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 
@@ -122,19 +120,3 @@ class Buffer:
     @property
     def bytes(self) -> int:
         return 0 if self._held is None else self._held[1].nbytes
-
-
-class JoinedBuffer:
-    """Streams of several sequences as one row, one after the other."""
-
-    def __init__(self, buffers: Sequence[KVBuffer], sizes: Sequence[int]) -> None:
-        self.buffers = buffers
-        self.sizes = list(sizes)
-
-    def extend(self, rows: Tensor) -> Tensor:
-        parts = rows.split(self.sizes, dim=1)
-        return torch.cat([b.extend(part) for b, part in zip(self.buffers, parts, strict=True)], dim=1)
-
-    def unchanged(self) -> Tensor | None:
-        held = [part for part in (b.unchanged() for b in self.buffers) if part is not None]
-        return torch.cat(held, dim=1) if held else None

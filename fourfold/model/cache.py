@@ -7,14 +7,10 @@ can be taken back as if they had never been seen.  V4 report 3.6.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import torch
-
 from fourfold.config import ModelConfig
 from fourfold.errors import CacheError
-from fourfold.model.buffers import BufferGroup, JoinedBuffer, KVBuffer
-from fourfold.model.layout import Layout, Segment
+from fourfold.model.buffers import BufferGroup
+from fourfold.model.layout import Segment
 from fourfold.model.memory import FRESH, LayerMemory, MtpMemory
 
 DEFAULT_MAX_ROLLBACK = 256
@@ -106,33 +102,3 @@ class Cache:
         """Memory held by the buffers, in bytes."""
         groups = [self.window, *self.tails.values(), *self.entries.values()]
         return sum(group.bytes for group in groups) + (self.mtp.bytes if self.mtp else 0)
-
-
-def join(caches: Sequence[Cache], layout: Layout) -> list[LayerMemory]:
-    """The caches of several sequences as the one row that `layout` describes."""
-    segments = layout.rows[0]
-    config = caches[0].config
-
-    def joined(layer: int, pick: Callable[[LayerMemory], KVBuffer], sizes: list[int]) -> KVBuffer:
-        return JoinedBuffer([pick(cache.layers[layer]) for cache in caches], sizes)
-
-    layers = []
-    for i, ratio in enumerate(config.layer_ratios):
-        tokens = [s.new for s in segments]
-        blocks = [len(s.completed(ratio)) if ratio else 0 for s in segments]
-        layers.append(
-            LayerMemory(
-                joined(i, lambda layer: layer.window, tokens),
-                joined(i, lambda layer: layer.tail, tokens),
-                joined(i, lambda layer: layer.entries, blocks),
-                joined(i, lambda layer: layer.index_tail, tokens),
-                joined(i, lambda layer: layer.index_entries, blocks),
-            )
-        )
-    return layers
-
-
-def layout_of(caches: Sequence[Cache], new: Sequence[int], device: torch.device) -> Layout:
-    """One row with the next tokens of each cache's sequence."""
-    row = [cache.segment(n) for cache, n in zip(caches, new, strict=True)]
-    return Layout([row], caches[0].config.sliding_window, device)

@@ -38,7 +38,9 @@ class Indexer(nn.Module):
         if keys is None or layout.most_visible(self.ratio) <= self.topk:
             return None
         q, weights = self.queries(x, qr, batch)
-        return kernels.index_topk(q, weights, keys, layout.visible(self.ratio), self.topk)
+        keys = layout.in_order(keys, self.ratio)
+        chosen = kernels.index_topk(q, weights, keys, layout.visible(self.ratio), self.topk)
+        return layout.places(chosen, self.ratio)
 
     def _keys(self, pending: Tensor, batch: ForwardBatch, memory: LayerMemory) -> Tensor | None:
         """All index keys so far; None if there is none."""

@@ -92,6 +92,18 @@ class Layout:
             self._blocks[key] = self._find_blocks(ratio, 2 * ratio if overlapping else ratio)
         return self._blocks[key]
 
+    def listed(self, ratio: int) -> Tensor | None:
+        """Rows of the entries that each query sees [B, T, K] int64, -1 padded; None: `visible` says it."""
+        return None
+
+    def in_order(self, stored: Tensor, ratio: int) -> Tensor:
+        """Stored entries [B, L, D] in the order that `visible` counts."""
+        return stored
+
+    def places(self, chosen: Tensor, ratio: int) -> Tensor:
+        """Where entries lie that were chosen by that order, -1 padded."""
+        return chosen
+
     def _find_blocks(self, ratio: int, reach: int) -> Blocks:
         tokens, positions = [], []
         for row in self.rows:

@@ -14,13 +14,16 @@ from fourfold.config import ModelConfig
 from fourfold.errors import CacheError, CheckpointError, ConfigError, RequestError
 from fourfold.model.batch import ForwardBatch, Routing
 from fourfold.model.block import Block, HeadCollapse
-from fourfold.model.cache import DEFAULT_MAX_ROLLBACK, Cache, join, layout_of
+from fourfold.model.cache import DEFAULT_MAX_ROLLBACK, Cache
 from fourfold.model.experts import Tiers
 from fourfold.model.layout import Layout, Segment, packed_rows
 from fourfold.model.linear import INIT_STD, RMSNorm, StoredWeight
 from fourfold.model.memory import FRESH_LAYER, LayerMemory, fresh_layers
 from fourfold.model.mtp import MtpBlock
 from fourfold.model.numerics import numerics as numerics_named
+from fourfold.model.paged import PagedCache
+from fourfold.model.paged_layout import PagedLayout, Span
+from fourfold.model.paged_shape import Shape
 from fourfold.model.rope import inverse_frequencies
 
 if TYPE_CHECKING:
@@ -92,6 +95,16 @@ class Transformer(HeadCollapse):
         """An empty cache for `batch` sequences that advance together."""
         return Cache(self.config, self, batch, max_rollback)
 
+    @property
+    def cache_shape(self) -> Shape:
+        """What it keeps of a sequence in a paged cache."""
+        return Shape.of(self.config, self.numerics)
+
+    def new_paged_cache(self, *, slots: int, blocks: int, call_tokens: int) -> PagedCache:
+        """An empty cache for sequences that come and go; `fourfold.Engine` keeps its books."""
+        sizes = {"slots": slots, "blocks": blocks, "call_tokens": call_tokens}
+        return PagedCache(self.config, self.cache_shape, self, self.device, **sizes)
+
     def forward(
         self,
         ids: Tensor,
@@ -149,32 +162,18 @@ class Transformer(HeadCollapse):
         return self.norm(self.collapse(streams, self.config)), guess, tuple(batch.routing)
 
     @torch.no_grad()
-    def packed(self, ids: Sequence[Tensor], caches: Sequence[Cache]) -> list[Tensor]:
-        """The next tokens of several sequences of any lengths in one pass.
+    def paged(self, ids: Tensor, spans: Sequence[Span], cache: PagedCache, wanted: Tensor) -> Tensor:
+        """The next tokens of several sequences of any lengths, in a cache that they share.
 
-        ids: one [T_i] int64 tensor a sequence; caches: one of batch 1 each, all different.  Returns the
-        logits [T_i, V] of each.  RequestError, CacheError as in `forward`.
+        ids [N] int64: the tokens of all spans, one span after the other; wanted [n] int64: places in ids.
+        Returns the logits [n, V] f32 after them.  `cache.commit` makes the tokens count.  RequestError,
+        CacheError as in `forward`.
         """
-        if not ids or len(ids) != len(caches) or any(c.batch != 1 for c in caches):
-            raise CacheError(
-                f"{len(ids)} sequences for {len(caches)} caches of batch {[c.batch for c in caches]}; "
-                "allowed: one cache of batch 1 a sequence"
-            )
-        if len({id(cache) for cache in caches}) != len(caches):
-            raise CacheError("one cache was given for several sequences; each sequence needs its own")
-        for row, cache in zip(ids, caches, strict=True):
-            self._check_owner(cache)
-            self._check_ids(row.unsqueeze(0), cache.length)
-        sizes = [len(row) for row in ids]
-        layout = layout_of(caches, sizes, self.device)
-        joined = torch.cat(list(ids)).unsqueeze(0)
-        streams = self._through(joined, self._batch(layout, joined), join(caches, layout))
-        logits = self._logits(streams)[0].split(sizes)
-        for cache, row, part in zip(caches, ids, streams.split(sizes, dim=1), strict=True):
-            self._remember(cache, row.unsqueeze(0), part)
-        for cache, size in zip(caches, sizes, strict=True):
-            cache.advance(size, guessed=False)
-        return list(logits)
+        self._check_owner(cache)
+        self._check_ids(ids[None], max(span.past + span.new for span in spans) - len(ids))
+        layout = cache.begin(spans)
+        streams = self._through(ids[None], self._batch(layout, ids[None]), cache.layers)
+        return self._logits(streams[:, wanted])[0]
 
     def assign(self, name: str, tensor: Tensor) -> None:
         """Put a stored tensor in the place of parameter `name`, without a gradient.
@@ -215,7 +214,7 @@ class Transformer(HeadCollapse):
         kept = tuple(states) if hidden_states else None
         return Output(logits, guesses, kept, tuple(batch.routing))
 
-    def _batch(self, layout: Layout, ids: Tensor) -> ForwardBatch:
+    def _batch(self, layout: Layout | PagedLayout, ids: Tensor) -> ForwardBatch:
         if self._frequencies[0].device != ids.device:
             self._frequencies = (self._frequencies[0].to(ids.device), self._frequencies[1].to(ids.device))
         return ForwardBatch(layout, ids, self._frequencies)
@@ -303,7 +302,7 @@ class Transformer(HeadCollapse):
         streams = memory.streams.held()[:, here].unflatten(-1, (self.config.hc_mult, -1))
         return streams, memory.ids.held()[:, begin + 1 : begin + 1 + segment.new, 0]
 
-    def _check_owner(self, cache: Cache) -> None:
+    def _check_owner(self, cache: Cache | PagedCache) -> None:
         if cache.owner is not self:
             raise CacheError("this cache belongs to another model; make one with this model's new_cache()")
 

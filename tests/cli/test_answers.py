@@ -15,7 +15,7 @@ from fourfold.cli import chat as chat_module
 from fourfold.cli.answer import messages_of
 from fourfold.cli.chat import Conversation, repl
 from fourfold.cli.model import Opened, open_model
-from fourfold.engine.generate import Timing
+from fourfold.engine.answer import Timing
 from fourfold.engine.sampler import Sampling
 from fourfold.protocol import Chat
 

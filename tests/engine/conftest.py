@@ -1,7 +1,12 @@
-"""A model that needs no weights: what comes next is a fixed function of the whole text so far."""
+"""A model that needs no weights: what comes next is a fixed function of the whole text so far.
+
+Its paged cache remembers tokens where the real one remembers tensors, so what a step finds in its slot and
+blocks can be compared with what it should.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,34 +14,70 @@ import pytest
 import torch
 from torch import Tensor
 
+from fourfold.model.paged_layout import Span
 from fourfold.tokenizer import tokenizer
+
+BLOCK = 8
 
 
 class StubCache:
-    """The ids that were seen."""
+    """Slots hold all tokens of their sequences, blocks their own tokens."""
 
     def __init__(self) -> None:
-        self.ids: list[int] = []
+        self.slots: dict[int, tuple[int, ...]] = {}
+        self.blocks: dict[int, tuple[int, ...]] = {}
+        self.tables: dict[int, list[int]] = {}
+        self.call: list[tuple[Span, tuple[int, ...]]] = []
+        self.bytes = 0
 
-    @property
-    def length(self) -> int:
-        return len(self.ids)
+    def assign(self, slot: int, blocks: list[int]) -> None:
+        self.tables[slot] = list(blocks)
 
-    def max_rollback(self) -> int:
-        return min(64, self.length)
+    def begin(self, spans: Sequence[Span], ids: list[int]) -> list[tuple[int, ...]]:
+        """The whole sequences of a call; what is held of them is compared with its blocks."""
+        self.call, at = [], 0
+        for span in spans:
+            held = self.slots.get(span.slot, ())[: span.past]
+            assert len(held) == span.past
+            for i, block in enumerate(self.tables[span.slot]):
+                own = held[i * BLOCK : (i + 1) * BLOCK]
+                assert self.blocks.get(block, ())[: len(own)] == own
+            self.call.append((span, held + tuple(ids[at : at + span.new])))
+            at += span.new
+        return [ids for _, ids in self.call]
 
-    def rollback(self, k: int) -> None:
-        del self.ids[self.length - k :]
+    def commit(self, kept: Sequence[tuple[int, int, int]]) -> None:
+        for place, position, slot in kept:
+            self.slots[slot] = self.call[place][1][:position]
+        for span, ids in self.call:
+            self.slots[span.slot] = ids
+            for i, block in enumerate(self.tables[span.slot]):
+                if own := ids[i * BLOCK : (i + 1) * BLOCK]:
+                    self.blocks[block] = own
+
+    def copy_slot(self, source: int, target: int) -> None:
+        self.slots[target] = self.slots[source]
+
+    def copy_block(self, source: int, target: int) -> None:
+        self.blocks[target] = self.blocks[source]
+
+    def save(self, slot: int, blocks: Sequence[int]) -> Any:
+        return self.slots[slot], [self.blocks[block] for block in blocks]
+
+    def restore(self, saved: Any, slot: int, blocks: Sequence[int]) -> None:
+        self.slots[slot] = saved[0]
+        self.blocks |= zip(blocks, saved[1], strict=True)
 
 
 class StubModel:
     """Logits are noise that the ids so far determine.
 
     script: ids that it says first, whatever the noise, by the length that they follow.
-    calls: how many tokens each forward was given.
+    calls: how many tokens each forward was given.  poison: ids that make a forward fail.
     """
 
     device = torch.device("cpu")
+    cache_shape = SimpleNamespace(block_tokens=BLOCK, slot_bytes=10, block_bytes=10, staged_bytes=1)
 
     def __init__(self, tokenizer_file: Any, vocab_size: int = 400) -> None:
         self.config = SimpleNamespace(
@@ -45,20 +86,27 @@ class StubModel:
         self.tokenizer = tokenizer(tokenizer_file)
         self.script: dict[int, int] = {}
         self.calls: list[int] = []
+        self.poison: set[int] = set()
 
-    def new_cache(self) -> StubCache:
+    def new_paged_cache(self, **_: int) -> StubCache:
         return StubCache()
 
-    def __call__(self, ids: Tensor, cache: StubCache, *, logits: str) -> Any:
-        assert logits == "last"
-        self.calls.append(ids.shape[1])
-        cache.ids += ids[0].tolist()
-        noise = torch.Generator().manual_seed(hash(tuple(cache.ids)) & 0xFFFF)
+    def paged(self, ids: Tensor, spans: Sequence[Span], cache: StubCache, wanted: Tensor) -> Tensor:
+        if self.poison & set(ids.tolist()):
+            raise RuntimeError("this chip has melted")
+        self.calls.append(len(ids))
+        sequences = cache.begin(spans, ids.tolist())
+        places = torch.tensor([span.new for span in spans]).cumsum(0) - 1
+        rows = [self.logits(sequences[int((places == place).nonzero())]) for place in wanted]
+        return torch.stack(rows) if rows else torch.empty(0, self.config.vocab_size)
+
+    def logits(self, ids: tuple[int, ...]) -> Tensor:
+        noise = torch.Generator().manual_seed(hash(ids) & 0xFFFF)
         row = torch.randn(self.config.vocab_size, generator=noise)
         row[: len(self.tokenizer.special_ids)] = -20.0
-        if cache.length in self.script:
-            row[self.script[cache.length]] = 50.0
-        return SimpleNamespace(logits=row.expand(1, 1, -1))
+        if len(ids) in self.script:
+            row[self.script[len(ids)]] = 50.0
+        return row
 
 
 @pytest.fixture

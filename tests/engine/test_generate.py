@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fourfold.engine import generate as module
+from fourfold.engine.engine import Engine
 from fourfold.engine.generate import generate
 from fourfold.engine.session import Session
 from fourfold.errors import RequestError
@@ -39,15 +39,13 @@ def test_special_tokens_spelled_in_a_text_stay_text(stub):
     assert 1 not in generate(stub, "a<｜end▁of▁sentence｜>").prompt_ids
 
 
-def test_prompt_is_prefilled_in_chunks_and_the_last_token_is_not_fed(stub, monkeypatch):
-    monkeypatch.setattr(module, "PREFILL_CHUNK", 4)
-    answer = generate(stub, list(range(20, 30)), max_tokens=3, **GREEDY)
-    whole = "".join(answer)
-    assert stub.calls == [4, 4, 2, 1, 1]
+def test_prompt_is_prefilled_in_chunks_and_the_last_token_is_not_fed(stub):
+    prompt = [20 + i % 300 for i in range(600)]
+    answer = generate(stub, prompt, max_tokens=3, **GREEDY)
+    list(answer)
+    assert stub.calls == [512, 88, 1, 1]
     assert answer.finish_reason == "length"
     assert len(answer.ids) == 3
-    monkeypatch.setattr(module, "PREFILL_CHUNK", 512)
-    assert whole == "".join(generate(stub, list(range(20, 30)), max_tokens=3, **GREEDY))
 
 
 def test_same_seed_same_text_and_it_continues_itself(stub):
@@ -94,10 +92,10 @@ def test_ctrl_c_leaves_what_was_said(stub, monkeypatch):
     answer = generate(stub, "a", **GREEDY)
     said = next(answer)
 
-    def interrupt(*_: object, **__: object) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "last_logits", interrupt)
+    monkeypatch.setattr(Engine, "_next_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
         next(answer)
     assert said + answer.rest() == stub.tokenizer.decode(answer.ids)
@@ -177,11 +175,13 @@ def test_session_feeds_only_what_is_new(stub):
     assert second.ids == generate_ids(stub, longer)
 
 
-def test_session_rolls_back_what_differs_and_begins_anew_when_it_cannot(stub):
+def test_session_goes_on_where_it_can(stub):
+    """The same prompt again, another last message, another conversation, and none at all."""
     session = Session(stub)
-    first = list(range(20, 120))
+    user = stub.tokenizer.token_id("<｜User｜>")
+    first = [*range(20, 60), user, *range(60, 120)]
     list(session.generate(first, max_tokens=1, **GREEDY))
-    for prompt, fed in [([*first[:90], 7, 8], 2), ([*first[:10], 9], 11), ([*first[:10], 9], 1), ([50], 1)]:
+    for prompt, fed in [(first, 1), ([*first[:41], 7, 8], 2), ([*first[:30], 9], 31), ([50], 1)]:
         stub.calls.clear()
         answer = session.generate(prompt, max_tokens=1, **GREEDY)
         list(answer)
@@ -189,8 +189,8 @@ def test_session_rolls_back_what_differs_and_begins_anew_when_it_cannot(stub):
         assert answer.ids == generate_ids(stub, prompt)
     session.reset()
     stub.calls.clear()
-    list(session.generate(prompt, max_tokens=1, **GREEDY))
-    assert sum(stub.calls) == 1
+    list(session.generate(first, max_tokens=1, **GREEDY))
+    assert sum(stub.calls) == len(first)
 
 
 def generate_ids(stub, prompt: list[int]) -> list[int]:

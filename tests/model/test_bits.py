@@ -20,6 +20,7 @@ from torch import Tensor
 import fourfold
 from fourfold.kernels import cpu
 from fourfold.model.cache import Cache
+from fourfold.model.paged_layout import Span
 from fourfold.model.transformer import Output, Transformer
 from tests.model.conftest import TINY, build, tokens
 
@@ -102,16 +103,22 @@ def in_batch(own: Subject, sizes: list[int], batch: int) -> None:
 
 
 def in_one_pass(own: Subject, steps: list[list[int]]) -> None:
-    """Sequences of different lengths, by `packed`; steps: tokens of each."""
-    caches = [own.model.new_cache(max_rollback=0) for _ in steps[0]]
-    texts = [i % len(own.texts) for i in range(len(caches))]
+    """Sequences of different lengths in a paged cache; steps: tokens of each."""
+    count, most = len(steps[0]), max(sum(sizes) for sizes in zip(*steps, strict=True))
+    calls = [sum(sizes) for sizes in steps]
+    blocks = -(-most // 128)
+    cache = own.model.new_paged_cache(slots=count, blocks=count * blocks, call_tokens=max(calls))
+    past = [0] * count
+    for slot in range(count):
+        cache.assign(slot, list(range(slot, count * blocks, count)))
     for sizes in steps:
-        starts = [cache.length for cache in caches]
-        places = list(zip(texts, starts, sizes, strict=True))
-        for (text, start, size), got in zip(
-            places, own.model.packed([own.texts[t, a : a + n] for t, a, n in places], caches), strict=True
-        ):
-            assert torch.equal(got, own.logits(text, start, start + size))
+        spans = [Span(slot, past[slot], size) for slot, size in enumerate(sizes)]
+        ids = torch.cat([own.texts[s.slot % len(own.texts), s.past : s.past + s.new] for s in spans])
+        got = own.model.paged(ids, spans, cache, torch.arange(len(ids))).split(sizes)
+        cache.commit()
+        for span, logits in zip(spans, got, strict=True):
+            past[span.slot] += span.new
+            assert torch.equal(logits, own.logits(span.slot % len(own.texts), span.past, past[span.slot]))
 
 
 if cpu.available():

@@ -63,24 +63,6 @@ def test_rows_of_a_batch_are_independent(tiny: Transformer) -> None:
         assert_same(together[row : row + 1], tiny(ids[row : row + 1]).logits)
 
 
-@settings(max_examples=15, deadline=None)
-@given(
-    steps=st.lists(st.lists(st.integers(1, 11), min_size=1, max_size=4), min_size=1, max_size=5),
-)
-def test_packed_equals_alone(tiny: Transformer, steps: list[list[int]]) -> None:
-    """Sequences join late, advance by different amounts and share every pass."""
-    most = max(len(step) for step in steps)
-    texts = [tokens(60, seed=i)[0] for i in range(most)]
-    caches = [tiny.new_cache() for _ in range(most)]
-    for step in steps:
-        starts = [caches[i].length for i in range(len(step))]
-        parts = [texts[i][a : a + n] for i, (a, n) in enumerate(zip(starts, step, strict=True))]
-        logits = tiny.packed(parts, caches[: len(step)])
-        for i, got in enumerate(logits):
-            alone = tiny(texts[i][None, : starts[i] + step[i]]).logits[0, starts[i] :]
-            assert_same(got, alone)
-
-
 def test_packed_samples_see_only_themselves(tiny: Transformer) -> None:
     first, second, third = tokens(13, seed=1), tokens(30, seed=2), tokens(17, seed=3)
     ids = torch.cat([torch.cat([first, second, third], dim=1), torch.cat([third, second, first], dim=1)])
@@ -227,16 +209,11 @@ def test_bad_ids_are_refused(tiny: Transformer, ids: Tensor, message: str) -> No
 def test_cache_of_another_model_is_refused(tiny: Transformer) -> None:
     with pytest.raises(CacheError, match="another model"):
         tiny(tokens(3), cache=build(TINY).new_cache())
-    with pytest.raises(CacheError, match="another model"):
-        tiny.packed([tokens(3)[0]], [build(TINY, "deployed").new_cache()])
 
 
 def test_cache_of_another_batch_is_refused(tiny: Transformer) -> None:
     with pytest.raises(CacheError, match="holds 2 sequences"):
         tiny(tokens(3), cache=tiny.new_cache(2))
-    cache = tiny.new_cache()
-    with pytest.raises(CacheError, match="several sequences"):
-        tiny.packed([tokens(3)[0], tokens(3)[0]], [cache, cache])
 
 
 @pytest.mark.parametrize("ratio", [0, 4, 16])

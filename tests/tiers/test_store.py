@@ -15,6 +15,7 @@ import torch
 import fourfold
 from fourfold import kernels
 from fourfold.errors import CheckpointError
+from fourfold.model.paged_layout import Span
 from fourfold.tiers.copy import copied
 from tests.tiers.conftest import table_of
 
@@ -35,15 +36,18 @@ def ids():
 
 
 def answer(model, ids):
-    """All that a model computes: a chunked prefill, single tokens, a packed batch, MTP guesses."""
+    """All that a model computes: a chunked prefill, single tokens, sequences in one pass, MTP guesses."""
     out = []
     with torch.no_grad():
-        cache, other = model.new_cache(), model.new_cache()
+        cache = model.new_cache()
         for begin, end in ((0, 40), (40, 41), (41, 80)):
             out.append(model(ids[:, begin:end], cache).logits)
         for i in range(80, 85):
             out.append(model(ids[:, i : i + 1], cache).logits)
-        out += model.packed([ids[0, 85:88], ids[0, :5]], [cache, other])
+        pages = model.new_paged_cache(slots=2, blocks=2, call_tokens=8)
+        for slot in (0, 1):
+            pages.assign(slot, [slot])
+        out.append(model.paged(ids[0, :8], [Span(0, 0, 3), Span(1, 0, 5)], pages, torch.arange(8)))
         whole = model(ids, mtp=True)
         out += [whole.logits, whole.mtp_logits]
     return out

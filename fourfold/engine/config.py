@@ -1,0 +1,97 @@
+"""How much an engine may take, and how it divides that: the memory account."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from fourfold.config import ModelConfig
+from fourfold.engine.limits import Limits
+from fourfold.errors import ConfigError
+from fourfold.model.paged_shape import Shape
+from fourfold.tiers.memory import free_ram, parse_ram, written
+
+_SHARE = 4
+"""Unless told otherwise the cache takes a 4th of what is free at most, and saved states a 4th of that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Limits of one engine.  ConfigError names a value that is not allowed.
+
+    max_running: requests that are computed at once; others wait.
+    step_tokens: tokens of one forward pass, prompts and answers together; at least twice max_running.
+    memory: for the cache, bytes or "2GiB": states of running requests and of snapshots, blocks, and the call
+    that runs.  None: what max_running requests of full length need, at most a 4th of what is free there.
+    snapshots: states kept for reuse; 0: no prefix is reused.  snapshot_every: tokens between two of them,
+    besides those at the ends of prompts and answers and where prompts have branched.
+    saved_memory: on the host, for preempted requests.  None: a 4th of `memory`.
+    """
+
+    max_running: int = 32
+    step_tokens: int = 512
+    memory: int | str | None = None
+    snapshots: int = 64
+    snapshot_every: int = 4096
+    saved_memory: int | str | None = None
+
+    def __post_init__(self) -> None:
+        least = {"max_running": 1, "step_tokens": 2 * self.max_running, "snapshots": 0, "snapshot_every": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise ConfigError(f"{name} is {value!r}; allowed: a whole number from {low}")
+
+    @classmethod
+    def for_one(cls, shape: Shape, prompt: int, longest: int) -> EngineConfig:
+        """Just enough for one request of up to `longest` tokens, of which nothing is kept."""
+        one = cls(max_running=1, snapshots=0, step_tokens=max(2, min(prompt, cls.step_tokens)))
+        blocks = -(-longest // shape.block_tokens)
+        return replace(one, memory=one._fixed(shape) + max(1, blocks * shape.block_bytes))
+
+    def limits(self, shape: Shape, model: ModelConfig, free: int | None) -> Limits:
+        """What a scheduler may give out for a model that keeps `shape` of a sequence.
+
+        free: memory that is there, in bytes; None where that is not known.  ConfigError: the memory does not
+        hold the fixed states and one block.  RequestError: it is no size.
+        """
+        fixed = self._fixed(shape)
+        longest = -(-model.max_position_embeddings // shape.block_tokens)
+        if self.memory is None:
+            memory = fixed + self.max_running * longest * shape.block_bytes
+            memory = memory if free is None else min(memory, max(free // _SHARE, fixed + shape.block_bytes))
+        else:
+            memory = parse_ram(self.memory)
+        # A model without compressed layers needs no memory for blocks, only their numbers.
+        blocks = (memory - fixed) // shape.block_bytes if shape.block_bytes else self.max_running * longest
+        if blocks < 1:
+            raise ConfigError(
+                f"memory is {written(memory)}; allowed: {written(fixed + shape.block_bytes)} and more: "
+                f"{written(fixed)} for the states of {self.max_running} running requests (max_running) and "
+                f"{self.snapshots} snapshots and for a step of {self.step_tokens} tokens (step_tokens)"
+            )
+        return Limits(
+            running=self.max_running,
+            step_tokens=self.step_tokens,
+            blocks=blocks,
+            block_tokens=shape.block_tokens,
+            snapshots=self.snapshots,
+            snapshot_every=self.snapshot_every,
+            saved_bytes=memory // _SHARE if self.saved_memory is None else parse_ram(self.saved_memory),
+            slot_bytes=shape.slot_bytes,
+            block_bytes=shape.block_bytes,
+        )
+
+    def _fixed(self, shape: Shape) -> int:
+        """Bytes of all that is no block."""
+        states = (self.max_running + self.snapshots) * shape.slot_bytes
+        return states + self.step_tokens * shape.staged_bytes
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free where a model lies; None where that is not known."""
+    if device.type == "cpu":
+        return free_ram()
+    free: int = torch.get_device_module(device).mem_get_info(device)[0]
+    return free

@@ -1,0 +1,279 @@
+"""Many requests on one model: they join and leave at any step, and no beginning is computed twice."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fourfold.engine.answer import Answer, Chunk
+from fourfold.engine.config import EngineConfig, free_memory
+from fourfold.engine.job import Job, Phase, Share
+from fourfold.engine.limits import Counters
+from fourfold.engine.radix import TokenIds
+from fourfold.engine.request import Request, boundaries, prompt_ids
+from fourfold.engine.runner import Runner
+from fourfold.engine.sampler import sample
+from fourfold.engine.scheduler import Scheduler
+from fourfold.engine.stop import StopStrings
+from fourfold.errors import RequestError
+from fourfold.model.transformer import Transformer
+from fourfold.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """running, waiting: requests; blocks_free, blocks_cached (evictable), blocks; snapshots: held.
+
+    cache_bytes: of the paged cache; saved_bytes: of preempted requests.  counters: since the beginning.
+    """
+
+    running: int
+    waiting: int
+    blocks: int
+    blocks_free: int
+    blocks_cached: int
+    snapshots: int
+    cache_bytes: int
+    saved_bytes: int
+    counters: Counters
+
+
+class Engine:
+    """Serves requests of one model from one cache; any number of threads and tasks may ask at once.
+
+    A step runs when somebody waits for a chunk, on a thread of the engine's own, so that no interruption can
+    tear it.  tokenizer: the model's own unless given.  RequestError: there is none.  ConfigError: the memory
+    is too small.
+    """
+
+    def __init__(
+        self, model: Transformer, config: EngineConfig | None = None, *, tokenizer: Tokenizer | None = None
+    ) -> None:
+        found = tokenizer or model.tokenizer
+        if found is None:
+            raise RequestError("this model has no tokenizer; pass tokenizer=fourfold.tokenizer(folder)")
+        self.model = model
+        self.tokenizer: Tokenizer = found
+        self.config = config or EngineConfig()
+        limits = self.config.limits(model.cache_shape, model.config, free_memory(model.device))
+        self._scheduler = Scheduler(limits)
+        self._runner = Runner(model, limits)
+        self._answers: dict[Job, Answer] = {}
+        self._special = frozenset(found.special_ids.values())
+        self._banned = torch.tensor(found.unused_ids(model.config.vocab_size), dtype=torch.int64)
+        self._orders: deque[partial[None]] = deque()
+        """What other threads ask for; done between steps."""
+        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="fourfold-engine")
+        self._step_done: Future[None] | None = None
+        self._closed = False
+
+    def submit(self, request: Request) -> Answer:
+        """Take a request; `stream` and `generate` do this and wait for its chunks.
+
+        RequestError, at once: it is malformed, or can never fit.
+        """
+        ids = prompt_ids(request.prompt, self.tokenizer, self.model.config)
+        limit = self._limit(len(ids), request.max_tokens)
+        answer = Answer(ids, request.sampling.seeded(), limit, StopStrings(request.stop), self.tokenizer)
+        tokens = TokenIds(ids, self._scheduler.limits.block_tokens)
+        job = Job(tokens, priority=request.priority, boundaries=boundaries(ids, self._special))
+        self._orders.append(partial(self._begin, job, answer))
+        return answer
+
+    def stream(self, request: Request) -> Generator[Chunk]:
+        """The chunks of an answer, as they come.  Closing the iterator cancels the request.
+
+        RequestError, at once: as `submit`.  While it runs: what ended this request, and only this one.
+        """
+        return self.chunks(self.submit(request))
+
+    def generate(self, request: Request) -> AsyncGenerator[Chunk]:
+        """The same for `async for`."""
+        return self._chunks_async(self.submit(request))
+
+    def chunks(self, answer: Answer) -> Generator[Chunk]:
+        """The chunks of a request that was submitted."""
+        try:
+            while True:
+                ended = answer.ended  # asked first: the last chunk comes before the end
+                if (chunk := answer.take()) is not None:
+                    yield chunk
+                elif ended:
+                    break
+                else:
+                    self._next_step().result()
+            if answer.error is not None:
+                raise answer.error
+        finally:
+            self.cancel(answer, wait=True)
+
+    async def _chunks_async(self, answer: Answer) -> AsyncGenerator[Chunk]:
+        try:
+            while True:
+                ended = answer.ended
+                if (chunk := answer.take()) is not None:
+                    yield chunk
+                elif ended:
+                    break
+                else:
+                    # Shielded: others wait for the same step.
+                    await asyncio.shield(asyncio.wrap_future(self._next_step()))
+            if answer.error is not None:
+                raise answer.error
+        finally:
+            self.cancel(answer)
+
+    def cancel(self, answer: Answer, *, wait: bool = False) -> None:
+        """Give a request up: within a step everything it holds is free.  wait: until that is so.
+
+        Nothing happens where it has ended.
+        """
+        if answer.ended:
+            return
+        self._orders.append(partial(self._cancel, answer))
+        if not self._closed:
+            done = self._thread.submit(self._obey)
+            if wait:
+                done.result()
+
+    def close(self) -> None:
+        """Stop the engine's thread.  Requests that still run stay unfinished."""
+        self._closed = True
+        self._thread.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def stats(self) -> EngineStats:
+        """What it holds now and has done so far."""
+        scheduler = self._scheduler
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            blocks=scheduler.pool.count,
+            blocks_free=scheduler.pool.free,
+            blocks_cached=scheduler.pool.evictable,
+            snapshots=len(scheduler.tree),
+            cache_bytes=self._runner.cache.bytes,
+            saved_bytes=scheduler.saved_bytes,
+            counters=replace(scheduler.counters),
+        )
+
+    def _limit(self, prompt: int, wanted: int | None) -> int:
+        """The longest answer.  The model's positions shorten it; what the cache never holds is refused."""
+        # The last token of an answer is sampled and not computed.
+        positions = self.model.config.max_position_embeddings - prompt + 1
+        held = self._scheduler.most_tokens - prompt + 1
+        limit = min(positions, wanted or held)
+        if limit > held or held < 1:
+            raise RequestError(
+                f"the prompt has {prompt:,} tokens and max_tokens is {wanted}; allowed: "
+                f"{self._scheduler.most_tokens:,} together, which is what the cache holds; lower max_tokens, "
+                "or give the engine more memory"
+            )
+        return limit
+
+    def _next_step(self) -> Future[None]:
+        """The step that runs or, where none does, the next one: all who wait share it."""
+        with self._lock:
+            if self._step_done is None or self._step_done.done():
+                self._step_done = self._thread.submit(self._step)
+            return self._step_done
+
+    # From here on: on the engine's thread.
+
+    def _obey(self) -> None:
+        while self._orders:
+            self._orders.popleft()()
+
+    def _begin(self, job: Job, answer: Answer) -> None:
+        self._answers[job] = answer
+        self._scheduler.submit(job)
+
+    def _cancel(self, answer: Answer) -> None:
+        for job in [job for job, own in self._answers.items() if own is answer]:
+            self._end(job)
+
+    def _end(self, job: Job, error: Exception | None = None) -> None:
+        """Give a request up, for this reason or none."""
+        self._scheduler.end(job, keep=False)
+        self._answers.pop(job).give_up(error)
+
+    def _step(self) -> None:
+        self._obey()
+        try:
+            shares = self._scheduler.plan()
+            self._act()
+            if shares := [share for share in shares if share.job.phase is Phase.RUNNING]:
+                self._run(shares)
+        except Exception as error:
+            # No single request's fault, and the books may be wrong: all are given up, and new books begun.
+            for answer in self._answers.values():
+                answer.give_up(error)
+            self._answers.clear()
+            self._scheduler = Scheduler(self._scheduler.limits)
+            self._runner.forget()
+
+    def _act(self) -> None:
+        while self._scheduler.actions:
+            action = self._scheduler.actions.popleft()
+            try:
+                self._runner.act(action)
+            except Exception as error:
+                self._end(action.job, error)
+
+    def _run(self, shares: Sequence[Share]) -> None:
+        """Compute; where that fails, each request alone, so that it fails for those who cause it."""
+        start = time.perf_counter()
+        try:
+            logits = self._runner.compute(shares)
+        except Exception as error:
+            if len(shares) == 1:
+                self._end(shares[0].job, error)
+            else:
+                for share in shares:
+                    self._run([share])
+            return
+        self._runner.commit(shares, self._scheduler.advance(shares))
+        seconds = time.perf_counter() - start
+        for share in shares:
+            answer = self._answers[share.job]
+            answer.cached_tokens = share.job.cached or 0
+            answer.timing.add(share.new, seconds, prompt=not answer.ids)
+            if share.job in logits:
+                self._sample(share.job, answer, logits[share.job])
+
+    def _sample(self, job: Job, answer: Answer, logits: Tensor) -> None:
+        """The next token of an answer, and its end if this is it."""
+        try:
+            token = sample(self._ban(logits), answer.sampling, position=len(job.tokens))
+            answer.push(token, end=token == self.model.config.eos_token_id)
+        except Exception as error:
+            self._end(job, error)
+            return
+        if not answer.ended:
+            job.tokens.ids.append(token)
+            return
+        slot = job.slot
+        for kept in self._scheduler.end(job, keep=True):
+            self._runner.keep(slot, kept)
+        del self._answers[job]
+
+    def _ban(self, logits: Tensor) -> Tensor:
+        """Never choose an id that the tokenizer cannot write (padding rows of the vocabulary)."""
+        if self._banned.numel() == 0:
+            return logits
+        return logits.index_fill(0, self._banned.to(logits.device), float("-inf"))

@@ -1,0 +1,102 @@
+"""What the scheduler knows of a request, and what it asks to be done with memory.  No tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from fourfold.engine.radix import TokenIds
+
+
+class Phase(Enum):
+    """waiting: holds nothing; running: holds a slot and blocks; saved: its state was put aside."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    SAVED = auto()
+    ENDED = auto()
+
+
+@dataclass(eq=False)
+class Job:
+    """A request as the scheduler sees it: tokens that are known, and how many of them are computed.
+
+    priority: higher goes first.  boundaries: positions at which a snapshot is worth keeping.
+    blocks: those of its first tokens, in order; slot: where its windows and open blocks lie.
+    cached: tokens that it did not have to compute when it first started.
+    """
+
+    tokens: TokenIds
+    priority: int = 0
+    boundaries: set[int] = field(default_factory=set)
+    number: int = 0
+    phase: Phase = Phase.WAITING
+    computed: int = 0
+    slot: int = -1
+    blocks: list[int] = field(default_factory=list)
+    cached: int | None = None
+    waited: int = 0
+    """Steps that it could not run."""
+    overtaken: int = 0
+    """Requests that were let past it because it did not fit."""
+    saved_bytes: int = 0
+
+    @property
+    def pending(self) -> int:
+        """Tokens known and not computed; when none is left the next one can be sampled."""
+        return len(self.tokens) - self.computed
+
+
+@dataclass(frozen=True)
+class Share:
+    """So many tokens of a job are computed in this step."""
+
+    job: Job
+    new: int
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Copy a snapshot's state to the job's slot, and its partial block (if it has one) to the job's."""
+
+    job: Job
+    slot: int
+    snapshot_slot: int
+    blocks: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class Save:
+    """Put the state in this slot and these blocks aside."""
+
+    job: Job
+    slot: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Bring back what was put aside, to this slot and these blocks."""
+
+    job: Job
+    slot: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Discard:
+    """What was put aside is not needed any more."""
+
+    job: Job
+
+
+Action = Restart | Save | Resume | Discard
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Keep the state that the job has after `position` tokens in the slot of a snapshot."""
+
+    job: Job
+    position: int
+    snapshot_slot: int

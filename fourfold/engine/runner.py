@@ -1,0 +1,68 @@
+"""What the scheduler decides, done with tensors: the model's steps, and copies of states and blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fourfold.engine.job import Action, Discard, Job, Keep, Restart, Resume, Save, Share
+from fourfold.engine.limits import Limits
+from fourfold.model.paged import Saved
+from fourfold.model.paged_layout import Span
+from fourfold.model.transformer import Transformer
+
+
+class Runner:
+    """A model and its paged cache.  The scheduler's slots come first in it, then those of snapshots."""
+
+    def __init__(self, model: Transformer, limits: Limits) -> None:
+        self.model = model
+        self.cache = model.new_paged_cache(
+            slots=limits.running + limits.snapshots, blocks=limits.blocks, call_tokens=limits.step_tokens
+        )
+        self._snapshots = limits.running
+        self._saved: dict[Job, Saved] = {}
+
+    def act(self, action: Action) -> None:
+        """Copy what one of the scheduler's actions says."""
+        match action:
+            case Restart():
+                self.cache.copy_slot(self._snapshots + action.snapshot_slot, action.slot)
+                if action.blocks is not None:
+                    self.cache.copy_block(*action.blocks)
+            case Save():
+                self._saved[action.job] = self.cache.save(action.slot, action.blocks)
+            case Resume():
+                self.cache.restore(self._saved.pop(action.job), action.slot, action.blocks)
+            case Discard():
+                self._saved.pop(action.job, None)
+
+    def compute(self, shares: Sequence[Share]) -> dict[Job, Tensor]:
+        """Logits [V] f32 of the jobs whose last known token is among the shares.  Nothing counts yet."""
+        spans, ids, wanted = [], [], []
+        for share in shares:
+            job = share.job
+            self.cache.assign(job.slot, job.blocks)
+            spans.append(Span(job.slot, job.computed, share.new))
+            ids += job.tokens.ids[job.computed : job.computed + share.new]
+            if share.new == job.pending:
+                wanted.append((job, len(ids) - 1))
+        device = self.model.device
+        places = torch.tensor([place for _, place in wanted], dtype=torch.int64, device=device)
+        logits = self.model.paged(torch.tensor(ids, device=device), spans, self.cache, places)
+        return {job: row for (job, _), row in zip(wanted, logits, strict=True)}
+
+    def commit(self, shares: Sequence[Share], kept: Sequence[Keep]) -> None:
+        """The tokens of these shares count; states go to their snapshots' slots."""
+        place = {share.job: i for i, share in enumerate(shares)}
+        self.cache.commit([(place[k.job], k.position, self._snapshots + k.snapshot_slot) for k in kept])
+
+    def keep(self, slot: int, kept: Keep) -> None:
+        """The state in `slot`, as it is, goes to the snapshot's."""
+        self.cache.copy_slot(slot, self._snapshots + kept.snapshot_slot)
+
+    def forget(self) -> None:
+        """Nothing that was put aside is wanted any more."""
+        self._saved.clear()

@@ -1,0 +1,204 @@
+"""The cache of many sequences of any lengths that come and go: entries in blocks, all else in slots.
+
+Compressed entries and index keys lie in blocks of a pool; which ones are a sequence's is its slot's table.
+What cannot be shared lies in the slot itself, of a fixed size: the last rows of each window and the pending
+inputs of open compressor blocks, token p in row p mod size.  Rows of the running call wait in a staging area
+behind the slots and move there by `commit`, so a call that fails changes nothing.  V4 report 3.6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fourfold.config import ModelConfig
+from fourfold.model.memory import FRESH, LayerMemory
+from fourfold.model.paged_layout import PagedLayout, Span
+from fourfold.model.paged_shape import Shape, Stream
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A sequence's slot and blocks in the host's memory, by stream."""
+
+    slot: dict[str, Tensor]
+    blocks: dict[str, Tensor]
+
+
+class PagedCache:
+    """Memory for `slots` sequences and states, `blocks` blocks, and calls of up to `call_tokens` tokens.
+
+    For the model `owner` alone.  Who holds which slot and block is the caller's to know; here they are
+    numbers.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        shape: Shape,
+        owner: object,
+        device: torch.device,
+        *,
+        slots: int,
+        blocks: int,
+        call_tokens: int,
+    ) -> None:
+        self.config, self.owner, self.device = config, owner, device
+        self.shape = shape
+        self.slots, self.blocks, self.call_tokens = slots, blocks, call_tokens
+        most = -(-config.max_position_embeddings // shape.block_tokens)
+        self._table = np.zeros((slots, most), dtype=np.int64)
+        self._assigned: list[list[int]] = [[] for _ in range(slots)]
+        self._of_slots = {
+            name: self._new(stream, slots * stream.rows + call_tokens)
+            for name, stream in self.shape.slots.items()
+        }
+        self._of_blocks = {
+            name: self._new(stream, blocks * stream.rows) for name, stream in self.shape.blocks.items()
+        }
+        self._running: PagedLayout | None = None
+        self.layers = [self._layer(i, kind) for i, kind in enumerate(config.layer_kinds)]
+
+    def begin(self, spans: Sequence[Span]) -> PagedLayout:
+        """The layout of the next call: the tokens of each span, one span after the other."""
+        assert sum(span.new for span in spans) <= self.call_tokens
+        window, size = self.config.sliding_window, self.shape.block_tokens
+        self._running = PagedLayout(spans, window, self._table, size, self.device)
+        return self._running
+
+    def commit(self, kept: Sequence[tuple[int, int, int]] = ()) -> None:
+        """The call's tokens count from now on.
+
+        kept: (span, position, slot): the state of that span after `position` tokens, one of the call's, goes
+        to another slot, too.
+        """
+        for name, data in self._of_slots.items():
+            target, source = self.running.moves(self.shape.slots[name].rows, kept)
+            data.index_copy_(1, target, data.index_select(1, source))
+
+    @property
+    def running(self) -> PagedLayout:
+        """The layout of the call that runs."""
+        assert self._running is not None
+        return self._running
+
+    def assign(self, slot: int, blocks: Sequence[int]) -> None:
+        """These blocks are those of the sequence in `slot`."""
+        known = self._assigned[slot]
+        if known == blocks:
+            return
+        same = next((i for i, (a, b) in enumerate(zip(known, blocks, strict=False)) if a != b), len(known))
+        same = min(same, len(blocks))
+        self._table[slot, same : len(blocks)] = blocks[same:]
+        self._assigned[slot] = list(blocks)
+
+    def copy_slot(self, source: int, target: int) -> None:
+        """The state in one slot, to another."""
+        for rows in self._slot_rows().values():
+            rows[:, target] = rows[:, source]
+
+    def copy_block(self, source: int, target: int) -> None:
+        """The entries in one block, to another."""
+        for rows in self._block_rows().values():
+            rows[:, target] = rows[:, source]
+
+    def save(self, slot: int, blocks: Sequence[int]) -> Saved:
+        """Copies of a slot and of blocks, in the host's memory."""
+        index = torch.tensor(blocks, dtype=torch.int64, device=self.device)
+        return Saved(
+            {name: rows[:, slot].clone().cpu() for name, rows in self._slot_rows().items()},
+            {name: rows.index_select(1, index).cpu() for name, rows in self._block_rows().items()},
+        )
+
+    def restore(self, saved: Saved, slot: int, blocks: Sequence[int]) -> None:
+        """A saved sequence, into this slot and these blocks."""
+        index = torch.tensor(blocks, dtype=torch.int64, device=self.device)
+        for name, rows in self._slot_rows().items():
+            rows[:, slot] = saved.slot[name].to(self.device)
+        for name, rows in self._block_rows().items():
+            rows.index_copy_(1, index, saved.blocks[name].to(self.device))
+
+    @property
+    def bytes(self) -> int:
+        """Memory held."""
+        return sum(data.nbytes for data in (*self._of_slots.values(), *self._of_blocks.values()))
+
+    def _new(self, stream: Stream, rows: int) -> Tensor:
+        # Zeros, not what memory happens to hold: a kernel may multiply rows that it then masks.
+        return torch.zeros(len(stream.layers), rows, stream.width, dtype=stream.dtype, device=self.device)
+
+    def _slot_rows(self) -> dict[str, Tensor]:
+        """[layers, slots, rows, width] of each stream."""
+        sizes = {name: stream.rows for name, stream in self.shape.slots.items()}
+        return {
+            name: data[:, : self.slots * sizes[name]].unflatten(1, (self.slots, sizes[name]))
+            for name, data in self._of_slots.items()
+        }
+
+    def _block_rows(self) -> dict[str, Tensor]:
+        """[layers, blocks, rows, width] of each stream."""
+        return {name: data.unflatten(1, (self.blocks, -1)) for name, data in self._of_blocks.items()}
+
+    def _layer(self, layer: int, kind: str) -> LayerMemory:
+        window = PagedWindow(self, self._of_slots["window"][layer])
+        if kind == "swa":
+            return LayerMemory(window, FRESH, FRESH, FRESH, FRESH)
+        place = self.shape.slots[f"{kind} tail"].layers.index(layer)
+
+        def tail(name: str) -> PagedTail:
+            return PagedTail(self, self._of_slots[f"{name} tail"][place])
+
+        def entries(name: str) -> PagedEntries:
+            return PagedEntries(
+                self, self._of_blocks[f"{name} entries"][place], self.config.layer_ratios[layer]
+            )
+
+        if kind == "hca":
+            return LayerMemory(window, tail("hca"), entries("hca"), FRESH, FRESH)
+        return LayerMemory(window, tail("csa"), entries("csa"), tail("csa index"), entries("csa index"))
+
+
+class PagedTail:
+    """A compressor's pending inputs.  The layout names the rows that make an entry."""
+
+    def __init__(self, cache: PagedCache, data: Tensor) -> None:
+        self.cache = cache
+        self.data = data
+
+    def extend(self, rows: Tensor) -> Tensor:
+        """rows [1, N, D] -> all slots and the call's rows behind them, [1, L, D]."""
+        start = len(self.data) - self.cache.call_tokens
+        self.data[start : start + rows.shape[1]] = rows[0]
+        return self.data[None]
+
+    def unchanged(self) -> Tensor:
+        return self.data[None]
+
+
+class PagedWindow(PagedTail):
+    """A layer's window."""
+
+    def extend(self, rows: Tensor) -> Tensor:
+        """rows [1, N, D] -> the windows of the call's sequences, one after the other, [1, L, D]."""
+        return super().extend(rows).index_select(1, self.cache.running.window_rows)
+
+
+class PagedEntries:
+    """A layer's compressed entries or index keys."""
+
+    def __init__(self, cache: PagedCache, data: Tensor, ratio: int) -> None:
+        self.cache = cache
+        self.data = data
+        self.ratio = ratio
+
+    def extend(self, rows: Tensor) -> Tensor:
+        """rows [1, S, D] -> the whole pool, [1, L, D]."""
+        self.data.index_copy_(0, self.cache.running.written(self.ratio), rows[0])
+        return self.data[None]
+
+    def unchanged(self) -> Tensor:
+        return self.data[None]

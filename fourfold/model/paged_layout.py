@@ -1,0 +1,201 @@
+"""Where the tokens of a call lie in a paged cache: the rows of its slots, staging area and blocks.
+
+The same integers for the model as `layout.Layout`, which says what they mean.  They are computed with numpy:
+a call makes some fifty small arrays, and each costs torch several times as long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fourfold.model.layout import Blocks
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Span:
+    """The next `new` tokens of the sequence in `slot`, after `past` ones."""
+
+    slot: int
+    past: int
+    new: int
+
+
+class PagedLayout:
+    """One row with the N tokens of all spans, one span after the other.
+
+    table [slots, most]: the blocks of each slot's sequence.  A slot has `size` rows of a stream, token p in
+    row p mod size; behind all slots the call's own tokens have a row each.
+    """
+
+    def __init__(
+        self,
+        spans: Sequence[Span],
+        window: int,
+        table: Integers,
+        block_tokens: int,
+        device: torch.device,
+    ) -> None:
+        self.device = device
+        self._block_size = block_tokens
+        self._window = window
+        self._slots = len(table)
+        self._past = np.array([s.past for s in spans], dtype=np.int64)
+        self._new = np.array([s.new for s in spans], dtype=np.int64)
+        self._slot = np.array([s.slot for s in spans], dtype=np.int64)
+        self._end = self._past + self._new
+        self._table = table
+        self._first = _before(self._new)
+        # Of every token: its span, and its position.
+        self._span, number = _ragged(self._new)
+        self._position = self._past[self._span] + number
+        self._found: dict[tuple[str, int], Tensor] = {}
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """[1, N] int64."""
+        return self._tensor(self._position)
+
+    @cached_property
+    def window_range(self) -> Tensor:
+        """Rows of the windows, as `window_rows` lists them, that each token sees.  [1, N, 2] int64."""
+        low = np.maximum(self._position - self._window + 1, 0)
+        shift = (_before(self._held) - self._window_start)[self._span]
+        return self._tensor(np.stack([low + shift, self._position + 1 + shift], axis=-1))
+
+    @cached_property
+    def window_rows(self) -> Tensor:
+        """Rows of each span's window, held ones first, then the call's.  [L] int64."""
+        span, number = _ragged(self._held)
+        rows = self._rows(span, self._window_start[span] + number, max(1, self._window - 1))
+        return self._tensor(rows)[0]
+
+    def completed(self, ratio: int) -> int:
+        """Blocks of `ratio` tokens that this call completes."""
+        return int((self._end // ratio - self._past // ratio).sum())
+
+    def most_visible(self, ratio: int) -> int:
+        """Compressed entries that the longest sequence has."""
+        return int(self._end.max()) // ratio
+
+    def visible(self, ratio: int) -> Tensor:
+        """Entries that each token sees, as `in_order` lists them.  [1, N, 2] int64."""
+        return self._once("visible", ratio, self._visible)
+
+    def listed(self, ratio: int) -> Tensor | None:
+        """Rows of the entries that each token sees, -1 padded [1, N, K] int64; None where there is none."""
+        return self._once("listed", ratio, self._listed) if self.most_visible(ratio) else None
+
+    def in_order(self, stored: Tensor, ratio: int) -> Tensor:
+        """The pool [1, L, D] -> all spans' entries, one span after the other."""
+        return stored.index_select(1, self._once("stored", ratio, self._stored)[0])
+
+    def places(self, chosen: Tensor, ratio: int) -> Tensor:
+        """Rows of entries that were chosen by that order, -1 padded."""
+        stored = self._once("stored", ratio, self._stored)[0]
+        return stored[chosen.clamp_min(0)].where(chosen >= 0, -1)
+
+    def blocks(self, ratio: int, overlapping: bool) -> Blocks:
+        """The blocks of `ratio` tokens that this call completes; overlapping ones span the one before,
+        too."""
+        reach = 2 * ratio if overlapping else ratio
+        tokens = self._once(f"{reach} tokens", ratio, lambda ratio: self._block_tokens(ratio, reach))
+        return Blocks(tokens, self._once("positions", ratio, lambda ratio: self._finished(ratio)[1] * ratio))
+
+    def written(self, ratio: int) -> Tensor:
+        """Rows for the entries of these blocks.  [S] int64."""
+        return self._once("written", ratio, lambda ratio: self._entry_rows(*self._finished(ratio), ratio))[0]
+
+    def moves(self, size: int, kept: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
+        """Rows of a stream with `size` rows a slot: to which ones, and from where, when the call is done.
+
+        The call's tokens go to their spans' slots.  kept: (span, position, slot): the state of the span after
+        `position` tokens goes to another slot.
+        """
+        more = np.array(kept, dtype=np.int64).reshape(-1, 3)
+        span = np.concatenate([np.arange(len(self._new)), more[:, 0]])
+        end = np.concatenate([self._end, more[:, 1]])
+        slot = np.concatenate([self._slot, more[:, 2]])
+        count = np.minimum(np.concatenate([self._new, more[:, 1]]), size)
+        which, number = _ragged(count)
+        at = (end - count)[which] + number
+        target = slot[which] * size + at % size
+        return self._tensor(target)[0], self._tensor(self._rows(span[which], at, size))[0]
+
+    def _visible(self, ratio: int) -> Integers:
+        base = _before(self._end // ratio)[self._span]
+        return np.stack([base, base + (self._position + 1) // ratio], axis=-1)
+
+    def _listed(self, ratio: int) -> Integers:
+        counts = self._end // ratio
+        number = np.arange(counts.max())
+        rows = np.full((len(counts), len(number)), -1)
+        span, inside = _ragged(counts)
+        rows[span, inside] = self._entry_rows(span, inside, ratio)
+        seen = (self._position + 1) // ratio
+        return np.where(number < seen[:, None], rows[self._span], -1)
+
+    def _stored(self, ratio: int) -> Integers:
+        return self._entry_rows(*_ragged(self._end // ratio), ratio)
+
+    def _finished(self, ratio: int) -> tuple[Integers, Integers]:
+        """Span and number of each block that this call completes."""
+        before = self._past // ratio
+        span, number = _ragged(self._end // ratio - before)
+        return span, number + before[span]
+
+    def _block_tokens(self, ratio: int, reach: int) -> Integers:
+        """The pending inputs of each completed block: `reach` tokens up to its last."""
+        span, number = self._finished(ratio)
+        inside = (number[:, None] + 1) * ratio - reach + np.arange(reach)
+        return np.where(inside >= 0, self._rows(span[:, None], inside, reach), -1)
+
+    def _once(self, name: str, ratio: int, find: Callable[[int], Integers]) -> Tensor:
+        """What the first layer of a kind found serves the others."""
+        if (name, ratio) not in self._found:
+            self._found[name, ratio] = self._tensor(find(ratio))
+        return self._found[name, ratio]
+
+    @property
+    def _window_start(self) -> Integers:
+        """Position of the first row of each span's window."""
+        return np.maximum(self._past - self._window + 1, 0)
+
+    @property
+    def _held(self) -> Integers:
+        """Rows of each span's window, the call's included."""
+        return self._end - self._window_start
+
+    def _rows(self, span: Integers, position: Integers, size: int) -> Integers:
+        """Rows of a stream with `size` rows a slot that hold tokens of spans, from before or of this call."""
+        past = self._past[span]
+        staged = self._slots * size + self._first[span] + position - past
+        return np.where(position < past, self._slot[span] * size + position % size, staged)
+
+    def _entry_rows(self, span: Integers, number: Integers, ratio: int) -> Integers:
+        """Rows of spans' entries of these numbers in the blocks."""
+        size = self._block_size // ratio
+        return self._table[self._slot[span], number // size] * size + number % size
+
+    def _tensor(self, values: Integers) -> Tensor:
+        """[1, ...] on the device."""
+        return torch.from_numpy(values)[None].to(self.device)
+
+
+def _before(counts: Integers) -> Integers:
+    """Sum of the counts before each."""
+    return counts.cumsum() - counts
+
+
+def _ragged(counts: Integers) -> tuple[Integers, Integers]:
+    """For `counts` things of each group: every thing's group, and its number within it.  [sum] each."""
+    group = np.repeat(np.arange(len(counts)), counts)
+    return group, np.arange(len(group)) - _before(counts)[group]

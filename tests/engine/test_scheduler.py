@@ -1,0 +1,287 @@
+"""The scheduler against a memory of tokens: every step finds in its blocks what it computed before."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fourfold.engine.job import Discard, Job, Keep, Phase, Restart, Resume, Save
+from fourfold.engine.limits import Limits
+from fourfold.engine.radix import TokenIds
+from fourfold.engine.scheduler import OVERTAKES, PATIENCE, Scheduler
+
+SIZE = 4
+
+
+def limits(**changed: int) -> Limits:
+    values = {
+        "running": 4,
+        "step_tokens": 12,
+        "blocks": 12,
+        "block_tokens": SIZE,
+        "snapshots": 4,
+        "snapshot_every": 8,
+        "saved_bytes": 30,
+        "slot_bytes": 1,
+        "block_bytes": 1,
+    }
+    return Limits(**{**values, **changed})
+
+
+def job(prompt: str, priority: int = 0) -> Job:
+    return Job(TokenIds(map(ord, prompt), SIZE), priority=priority, boundaries={len(prompt) - 1})
+
+
+@dataclass
+class World:
+    """Plays the model: a slot holds the tokens it has seen, a block the tokens written to it."""
+
+    scheduler: Scheduler
+    left: dict[Job, int] = field(default_factory=dict)
+    """Tokens that each request will still generate."""
+    slots: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    snapshots: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    blocks: dict[int, dict[int, int]] = field(default_factory=dict)
+    saved: dict[Job, tuple[tuple[int, ...], list[dict[int, int]]]] = field(default_factory=dict)
+    steps: int = 0
+
+    def submit(self, new: Job, answer: int) -> Job:
+        self.scheduler.submit(new)
+        self.left[new] = answer
+        return new
+
+    def cancel(self, old: Job) -> None:
+        if self.left.pop(old, None) is not None:
+            self.scheduler.end(old, keep=False)
+            self.check_accounts()
+
+    def step(self) -> dict[Job, int]:
+        planned = self.scheduler.plan()
+        shares = {share.job: share.new for share in planned}
+        self.act()
+        self.check_accounts()
+        assert sum(shares.values()) <= self.scheduler.limits.step_tokens
+        assert set(shares) == set(self.scheduler.running)
+        assert all(1 <= new <= one.pending for one, new in shares.items())
+        for one, new in shares.items():
+            self.compute(one, new)
+        self.keep(self.scheduler.advance(planned))
+        for one in shares:
+            if one.pending == 0:
+                self.sample(one)
+        self.steps += 1
+        return shares
+
+    def compute(self, one: Job, new: int) -> None:
+        ids = one.tokens.ids
+        assert self.slots.get(one.slot, ())[: one.computed] == tuple(ids[: one.computed])
+        for position in range(one.computed):
+            assert self.blocks[one.blocks[position // SIZE]][position % SIZE] == ids[position]
+        for position in range(one.computed, one.computed + new):
+            self.blocks.setdefault(one.blocks[position // SIZE], {})[position % SIZE] = ids[position]
+        self.slots[one.slot] = tuple(ids[: one.computed + new])
+
+    def sample(self, one: Job) -> None:
+        self.left[one] -= 1
+        if self.left[one] < 0:
+            self.keep(self.scheduler.end(one, keep=True))
+            del self.left[one]
+        else:
+            one.tokens.ids.append(ord("ab"[sum(one.tokens.ids) % 2]))
+
+    def keep(self, kept: list[Keep]) -> None:
+        assert len({k.snapshot_slot for k in kept}) == len(kept)
+        for k in kept:
+            self.snapshots[k.snapshot_slot] = tuple(k.job.tokens.ids[: k.position])
+
+    def act(self) -> None:
+        while self.scheduler.actions:
+            action = self.scheduler.actions.popleft()
+            match action:
+                case Restart(job=one, slot=slot, snapshot_slot=source, blocks=pair):
+                    assert self.snapshots[source] == tuple(one.tokens.ids[: one.computed])
+                    self.slots[slot] = self.snapshots[source]
+                    if pair is not None:
+                        self.blocks[pair[1]] = dict(self.blocks[pair[0]])
+                case Save(job=one, slot=slot, blocks=blocks):
+                    self.saved[one] = self.slots[slot], [dict(self.blocks[b]) for b in blocks]
+                case Resume(job=one, slot=slot, blocks=blocks):
+                    self.slots[slot], contents = self.saved.pop(one)
+                    self.blocks |= zip(blocks, contents, strict=True)
+                case Discard(job=one):
+                    del self.saved[one]
+
+    def check_accounts(self) -> None:
+        """Nothing leaked, nothing given out twice."""
+        scheduler, pool = self.scheduler, self.scheduler.pool
+        users = Counter(block for one in scheduler.running for block in one.blocks)
+        assert len({one.slot for one in scheduler.running}) == len(scheduler.running)
+        assert len(scheduler._slots) + len(scheduler.running) == scheduler.limits.running
+        assert pool.free + pool.evictable + len(users) == pool.count
+        assert [users[b] for b in range(pool.count)] == pool._users
+        for one in scheduler.running:
+            writable = one.blocks[one.computed // SIZE :]
+            assert all(users[block] == 1 for block in writable)
+        assert scheduler.saved_bytes == sum(one.saved_bytes for one in scheduler.waiting)
+        assert scheduler.saved_bytes <= scheduler.limits.saved_bytes
+
+    def finish(self, most: int = 2000) -> None:
+        while self.scheduler.busy:
+            self.step()
+            assert self.steps < most
+        assert not self.left
+        assert not self.saved
+        assert self.scheduler.pool.free + self.scheduler.pool.evictable == self.scheduler.pool.count
+        while len(self.scheduler.tree):
+            self.scheduler.tree.evict()
+        assert self.scheduler.pool.free == self.scheduler.pool.count
+
+
+ARRIVAL = st.tuples(
+    st.text(alphabet="ab", min_size=1, max_size=30),
+    st.integers(0, 17),
+    st.integers(0, 2),
+    st.integers(0, 4),  # steps until the next
+    st.integers(0, 40) | st.none(),  # cancelled at this step
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    arrivals=st.lists(ARRIVAL, min_size=1, max_size=14),
+    running=st.integers(1, 5),
+    blocks=st.integers(12, 30),
+    snapshots=st.integers(0, 6),
+    saved=st.sampled_from([0, 5, 100]),
+)
+def test_every_request_ends_and_nothing_is_lost_or_used_twice(arrivals, running, blocks, snapshots, saved):
+    world = World(
+        Scheduler(
+            limits(
+                running=running,
+                blocks=blocks,
+                snapshots=snapshots,
+                saved_bytes=saved,
+                step_tokens=2 * running + 3,
+            )
+        )
+    )
+    cancels: list[tuple[int, Job]] = []
+    for prompt, answer, priority, pause, cancelled in arrivals:
+        one = world.submit(job(prompt, priority), answer)
+        if cancelled is not None:
+            cancels.append((world.steps + cancelled, one))
+        for _ in range(pause):
+            world.step()
+            for at, other in cancels:
+                if at == world.steps:
+                    world.cancel(other)
+    world.finish()
+
+
+def test_decodes_come_first_and_a_short_prompt_passes_a_long_one():
+    world = World(Scheduler(limits(blocks=100, snapshots=0)))
+    long = world.submit(job("a" * 200), 3)
+    assert world.step() == {long: 12}
+    talk = world.submit(job("b" * 9), 5)
+    assert world.step() == {long: 3, talk: 9}
+    assert world.step() == {long: 11, talk: 1}
+
+
+def test_the_longer_prompt_never_stands_still():
+    world = World(Scheduler(limits(blocks=200, running=4, snapshots=0)))
+    long = world.submit(job("a" * 200), 0)
+    for _ in range(10):
+        world.submit(job("b" * 40), 0)
+        assert world.step()[long] >= (12 - 3) // 2 // 4
+    world.finish()
+
+
+def test_a_request_waits_for_the_beginning_that_another_computes():
+    world = World(Scheduler(limits(blocks=100, snapshot_every=1000)))
+    first = world.submit(job("a" * 40 + "b"), 0)
+    second = world.submit(job("a" * 40 + "c"), 0)
+    assert world.step() == {first: 12}
+    world.finish()
+    assert second.cached == 40
+    assert world.scheduler.counters.computed_tokens == 42
+
+
+def test_a_place_where_others_branched_off_is_remembered():
+    world = World(Scheduler(limits(blocks=100, snapshot_every=1000)))
+    cached = []
+    for end in ("bbbb", "cccc", "dddd"):
+        one = world.submit(job("a" * 18 + end), 0)
+        while one.phase is not Phase.ENDED:
+            world.step()
+        assert one.phase is Phase.ENDED
+        cached.append(one.cached)
+    assert cached == [0, 0, 18]
+
+
+def test_higher_priority_takes_a_place_and_the_other_resumes():
+    world = World(Scheduler(limits(running=1, snapshots=0, step_tokens=30)))
+    low = world.submit(job("a" * 10), 10)
+    world.step()
+    high = world.submit(job("b" * 10, priority=1), 2)
+    assert set(world.step()) == {high}
+    assert low.phase is Phase.SAVED
+    world.finish()
+    assert world.scheduler.counters.computed_tokens == 10 + 10 + 10 + 2
+    assert world.scheduler.counters.dropped_tokens == 0
+
+
+def test_without_room_for_its_state_a_preempted_request_is_computed_again():
+    world = World(Scheduler(limits(running=1, snapshots=0, step_tokens=30, saved_bytes=0)))
+    low = world.submit(job("a" * 10), 10)
+    world.step()
+    world.submit(job("b" * 10, priority=1), 2)
+    world.step()
+    assert low.phase is Phase.WAITING
+    world.finish()
+    assert world.scheduler.counters.dropped_tokens == 10
+
+
+def test_a_low_priority_is_served_in_the_end():
+    """A stream of more important requests keeps the only slot busy for ever."""
+    world = World(Scheduler(limits(running=1, snapshots=0, step_tokens=30)))
+    low = world.submit(job("a" * 10), 3)
+    while low.phase is not Phase.ENDED:
+        if len(world.left) < 3:
+            world.submit(job("b" * 5, priority=2), 1)
+        world.step()
+        assert world.steps < 3 * PATIENCE + 30
+
+
+def test_small_requests_pass_a_large_one_so_often_and_no_more():
+    world = World(Scheduler(limits(running=4, blocks=12, snapshots=0)))
+    holder = world.submit(job("x" * 20), 16)
+    world.step()
+    large = world.submit(job("a" * 36), 2)
+    begun = 0
+    while large.phase is Phase.WAITING:
+        small = world.submit(job("b"), 0)
+        world.step()
+        begun += small.phase is not Phase.WAITING
+    assert 0 < begun <= OVERTAKES
+    assert holder.phase is Phase.ENDED
+    world.finish()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_ending_a_request_in_every_phase_frees_all(keep):
+    world = World(Scheduler(limits(running=2, snapshots=0)))
+    jobs = [world.submit(job("a" * 20, priority), 4) for priority in (0, 0, 1, 0)]
+    world.step()
+    world.step()
+    phases = {one.phase for one in jobs}
+    assert phases == {Phase.RUNNING, Phase.WAITING} or Phase.SAVED in phases
+    for one in jobs:
+        world.scheduler.end(one, keep=keep)
+        world.act()
+    assert world.scheduler.pool.free == world.scheduler.pool.count
+    assert world.scheduler.saved_bytes == 0
