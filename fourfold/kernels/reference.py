@@ -20,6 +20,7 @@ from fourfold.kernels.formats import Rounding, decode, in_features, round_fp4, r
 __all__ = [
     "attention",
     "attention_inputs",
+    "block",
     "compressor_inputs",
     "experts",
     "grouped_linear",
@@ -245,3 +246,4 @@ hc_next = partial(composed.hc_next, _PARTS)
 shared_expert = partial(composed.shared_expert, _PARTS)
 moe = partial(composed.moe, _PARTS)
 hc_moe = partial(composed.hc_moe, _PARTS)
+block = partial(composed.block, _PARTS)
