@@ -69,7 +69,10 @@ Numerics = Annotated[
         "products and cache."
     ),
 ]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.", min=0)]
+Threads = Annotated[
+    int,
+    typer.Option(help="CPU threads, dealt out to the memory nodes; 0 leaves their number to torch.", min=0),
+]
 Ram = Annotated[
     str | None,
     typer.Option(

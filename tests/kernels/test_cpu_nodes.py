@@ -71,6 +71,7 @@ def test_pages_alternate_where_the_system_allows(monkeypatch):
         patched.setattr(cpu, "native", type("Refusing", (), {"interleave": staticmethod(refuse)}))
         assert not cpu.interleave(address, len(memory))
     assert asked == [(address, len(memory), [0, 1])]
+    assert cpu.native is not None
     assert not cpu.native.interleave(address + 1, 4096, [0])  # not at a page: the kernel says no
     assert not cpu.native.interleave(address, 4096, [-1])
     torch.frombuffer(memory, dtype=torch.uint8).fill_(1)  # the memory is as good as before
