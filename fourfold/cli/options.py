@@ -69,10 +69,7 @@ Numerics = Annotated[
         "products and cache."
     ),
 ]
-Threads = Annotated[
-    int,
-    typer.Option(help="CPU threads, dealt out to the memory nodes; 0 leaves their number to torch.", min=0),
-]
+Threads = Annotated[int, typer.Option(help="CPU threads that compute; 0 leaves it to torch.", min=0)]
 Ram = Annotated[
     str | None,
     typer.Option(
