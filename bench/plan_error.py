@@ -1,10 +1,11 @@
 """How far is `fourfold plan` from what `fourfold bench` measured?  Predicts each speed, prints the error.
 
-    python bench/plan_error.py BENCH.json [--model PATH] [--layer-us 200] [--out results.json]
+    python bench/plan_error.py BENCH.json ... [--model PATH ...] [--fit] [--out results.json]
 
-The model is the one that the bench names, unless --model is given.  Bandwidth and matmul peak are those that
-the bench measured beside the speeds, for each number of threads; a file without them is refused.  The last
-line of the output is one JSON document.
+The model is the one that the bench names, unless there is a --model for each file.  Bandwidth and matmul peak
+are those that the bench measured beside the speeds, for each number of threads; a file without them is
+refused.  --fit looks for the numbers of efficiency.toml that predict these files best, prints them, and goes
+on with them.  The last line of the output is one JSON document.
 """
 
 from __future__ import annotations
@@ -13,17 +14,23 @@ import argparse
 import dataclasses
 import datetime
 import json
+import math
+import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
+import fourfold
 from fourfold.errors import FourfoldError, RequestError
 from fourfold.plan import Demand, Efficiency, Figure, Hardware, Machine, Plan, efficiencies, find_model, plan
 
 _ENGINE = "fourfold"
 _PEAK = "bf16 torch"  # the peak that the efficiency of prefill is a share of
+_FITTED = ("core_read", "prefill_compute", "attention_compute", "stream_passes", "layer_seconds")
+_STEPS = 600
 
 
 @dataclass(frozen=True)
@@ -129,36 +136,71 @@ def compare(bench: Mapping[str, Any], demand: Demand, table: dict[str, Efficienc
     return rows
 
 
+def fitted(
+    benches: Sequence[tuple[Mapping[str, Any], Demand]], table: dict[str, Efficiency]
+) -> dict[str, Efficiency]:
+    """`table` with the numbers of _FITTED changed so that the largest errors become small.
+
+    A random walk from where the table stands, the same each time: errors count by their fourth power.
+    """
+
+    def cost(candidate: dict[str, Efficiency]) -> float:
+        return sum(
+            math.log1p(row["error"]) ** 4
+            for bench, demand in benches
+            for row in compare(bench, demand, candidate)
+        )
+
+    draw = random.Random(0)
+    least = cost(table)
+    for step in range(_STEPS):
+        reach = 0.3 * (1 - step / _STEPS)
+        candidate = table | {
+            name: dataclasses.replace(table[name], value=table[name].value * math.exp(draw.gauss(0, reach)))
+            for name in _FITTED
+        }
+        if (found := cost(candidate)) < least:
+            table, least = candidate, found
+    return table
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print the table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("bench", type=Path)
-    parser.add_argument("--model", help="checkpoint, config.json or published name; default: the bench's")
-    parser.add_argument("--layer-us", type=float, help="fixed microseconds of a layer, not the table's")
+    parser.add_argument("bench", type=Path, nargs="+")
+    parser.add_argument(
+        "--model", nargs="+", help="checkpoint, config.json or published name of each; default: the bench's"
+    )
+    parser.add_argument("--fit", action="store_true", help="with the numbers that predict these files best")
     parser.add_argument("--out", type=Path, help="also write the JSON there")
     options = parser.parse_args(arguments)
-    bench = json.loads(options.bench.read_text(encoding="utf-8"))
-    name = options.model or _model(bench)
-    if name is None:
-        parser.error(f"{options.bench} names no model; add --model")
-    table = dict(efficiencies())
-    if options.layer_us is not None:
-        table["layer_seconds"] = dataclasses.replace(table["layer_seconds"], value=options.layer_us / 1e6)
+    if options.model is not None and len(options.model) != len(options.bench):
+        parser.error(f"{len(options.bench)} files and {len(options.model)} models; allowed: one for each")
     try:
-        rows = compare(bench, find_model(name), table)
+        benches = [
+            _read(file, model)
+            for file, model in zip(options.bench, options.model or repeat(None), strict=False)
+        ]
+        table = efficiencies()
+        if options.fit:
+            table = fitted(benches, table)
+            print("".join(f"{name}: {table[name].value:.3g}\n" for name in _FITTED), end="")
+        rows = [
+            {"bench": file.name, **row}
+            for file, (bench, demand) in zip(options.bench, benches, strict=True)
+            for row in compare(bench, demand, table)
+        ]
     except FourfoldError as error:
-        parser.error(f"{options.bench}: {error}")
+        parser.error(f"{', '.join(map(str, options.bench))}: {error}")
     for row in rows:
         print(
-            f"{row['kind']:8} {row['threads']} threads, context {row['context']:7,}: "
+            f"{row['bench']}: {row['kind']:8} {row['threads']} threads, context {row['context']:7,}: "
             f"measured {row['tokens_per_second']:9.2f}, predicted {row['predicted']:9.2f} tok/s, "
             f"error {row['error']:+.1%}"
         )
     document = {
         "question": "plan_error",
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "bench": options.bench.name,
-        "model": name,
         "efficiency": {key: entry.value for key, entry in table.items()},
         "worst": max(abs(row["error"]) for row in rows),
         "rows": rows,
@@ -167,6 +209,16 @@ def main(arguments: list[str] | None = None) -> int:
         options.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(document))
     return 0
+
+
+def _read(file: Path, model: str | None) -> tuple[dict[str, Any], Demand]:
+    """A bench's document, and the Demand of its model.  RequestError: neither says which model it is."""
+    bench = json.loads(file.read_text(encoding="utf-8"))
+    name = model or _model(bench)
+    if name is None:
+        raise RequestError("no model is named; add --model")
+    shipped = fourfold.shipped_model()
+    return bench, find_model(str(shipped) if name == shipped.name else name)
 
 
 if __name__ == "__main__":

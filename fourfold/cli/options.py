@@ -69,7 +69,7 @@ Numerics = Annotated[
         "products and cache."
     ),
 ]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.", min=0)]
+Threads = Annotated[int, typer.Option(help="CPU threads that compute; 0 leaves it to torch.", min=0)]
 Ram = Annotated[
     str | None,
     typer.Option(

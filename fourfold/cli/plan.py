@@ -194,7 +194,7 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
             "hardware",
             f"{device.bandwidth / 1e9:,.0f} GB/s {'read' if device.measured else 'listed'}, "
             f"{device.bf16_peak / 1e12:,.3g} TFLOPS bf16"
-            + (f", {device.cores:,.0f} cores" if device.cores else "")
+            + (f", {device.cores:,.0f} core{'s'[: device.cores != 1]}" if device.cores else "")
             + (f", {device.nodes} memory nodes" if (device.nodes or 1) > 1 else ""),
         ),
         (

@@ -64,9 +64,11 @@ class _Unit:
 
     def seconds(self, work: _Work) -> tuple[float, float]:
         """What memory takes, and what the rest takes."""
-        read = work.read + work.streams
         computes = work.products / self.products + work.attention / self.attention
-        return read / self.bandwidth, read / self.cores + computes
+        if math.isinf(self.cores):
+            return (work.read + work.streams) / self.bandwidth, computes
+        # A processor's caches hold what passes between the products.
+        return work.read / self.bandwidth, computes + (work.read + work.streams) / self.cores
 
 
 class Roofline:

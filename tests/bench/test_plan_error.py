@@ -7,6 +7,7 @@ import json
 import pytest
 
 from bench import plan_error
+from fourfold.plan import efficiencies
 
 
 @pytest.fixture
@@ -32,12 +33,12 @@ def bench(tiny_folder):
 def test_the_error_is_of_the_prediction(bench, tmp_path, capsys):
     file, out = tmp_path / "bench.json", tmp_path / "error.json"
     file.write_text(json.dumps(bench))
-    assert plan_error.main([str(file), "--out", str(out), "--layer-us", "500"]) == 0
+    assert plan_error.main([str(file), "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
     document = json.loads(lines[-1])
     assert json.loads(out.read_text()) == document
     assert [row["kind"] for row in document["rows"]] == ["decode", "prefill"]
-    assert document["efficiency"]["layer_seconds"] == 500e-6
+    assert document["efficiency"]["layer_seconds"] == efficiencies()["layer_seconds"].value
     for row in document["rows"]:
         assert row["error"] == pytest.approx(row["predicted"] / row["tokens_per_second"] - 1)
         assert row["predicted"] > 0
@@ -46,8 +47,22 @@ def test_the_error_is_of_the_prediction(bench, tmp_path, capsys):
     found = document["rows"]
     bench["results"][0] |= {row["kind"]: row["predicted"] for row in found}
     file.write_text(json.dumps(bench))
-    plan_error.main([str(file), "--layer-us", "500"])
+    plan_error.main([str(file)])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["worst"] == pytest.approx(0, abs=1e-9)
+
+
+def test_fitted_numbers_predict_what_was_measured_with_others(bench, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plan_error, "_STEPS", 60)
+    file, model = tmp_path / "bench.json", bench["model"]["path"]
+    file.write_text(json.dumps(bench))
+    errors = []
+    for more in ([], ["--fit"]):
+        assert plan_error.main([str(file), str(file), "--model", model, model, *more]) == 0
+        errors.append(json.loads(capsys.readouterr().out.splitlines()[-1])["worst"])
+    assert errors[1] < 0.5 * errors[0]
+    with pytest.raises(SystemExit):
+        plan_error.main([str(file), str(file), "--model", model])
+    assert "2 files and 1 models" in capsys.readouterr().err
 
 
 def test_a_bench_without_limits_or_results_is_refused(bench, tmp_path, capsys):
