@@ -40,6 +40,10 @@ std::vector<Isa> detect() {
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
             found.push_back({"avx512", &kAvx512Kernels, &kAvx512Vectors});
+#ifdef FOURFOLD_AVX512BF16
+            if (__builtin_cpu_supports("avx512bf16"))
+                found.push_back({"avx512bf16", &kAvx512Bf16Kernels, &kAvx512Vectors});
+#endif
 #ifdef FOURFOLD_AMX
             if (have_matrix_units()) found.push_back({"amx", &kAmxKernels, &kAmxVectors});
 #endif

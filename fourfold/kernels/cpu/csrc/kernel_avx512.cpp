@@ -69,6 +69,10 @@ struct Avx512 {
 }  // namespace
 
 const Kernels kAvx512Kernels = {"avx512", pack<Avx512>, rows<Avx512>, to_bf16, round_fp8, swiglu, nullptr};
+#ifdef FOURFOLD_AVX512BF16
+const Kernels kAvx512Bf16Kernels = {"avx512bf16", pack<Avx512>, rows<Avx512>, to_bf16, round_fp8, swiglu,
+                                    &kAvx512Bf16Products};
+#endif
 #ifdef FOURFOLD_AMX
 const Kernels kAmxKernels = {"amx", pack<Avx512>, rows<Avx512>, to_bf16, round_fp8, swiglu, &kAmxProducts};
 #endif

@@ -61,7 +61,8 @@ struct Bf16Products {
     static constexpr index_t block = 16;  // rows of x that lie together
     // Width of block b of n rows of x: the rows it has, or all 16 where there are many.
     static index_t block_width(index_t n, index_t b) { return n > 2 * block ? block : n - b * block < block ? n - b * block : block; }
-    // rows [count][width] -> one block [width / 2][block_width][2], zeros beyond count.  Of width 1 it is a copy.
+    // rows [count][width] -> one block [block_width x width] in the kernel's own order, zeros beyond count.  Of width 1
+    // it is a copy.
     void (*interleave)(const bf16_t* const* rows, index_t count, index_t block_width, index_t columns, bf16_t* block);
     // y[i][o] = dot(matrix row o, x[i]) for begin <= o < end and i < n; x in blocks.  begin is a multiple of 32.
     // Each dot product has one order of sums, whatever n, begin and end are.
@@ -91,8 +92,12 @@ extern const Kernels kScalarKernels;
 #ifdef FOURFOLD_X86
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+#ifdef FOURFOLD_AVX512BF16
+extern const Kernels kAvx512Bf16Kernels;  // those of AVX-512, and bfloat16 products
+extern const Bf16Products kAvx512Bf16Products;
+#endif
 #ifdef FOURFOLD_AMX
-extern const Kernels kAmxKernels;  // those of AVX-512, and bfloat16 products
+extern const Kernels kAmxKernels;  // the same with matrix units
 extern const Bf16Products kAmxProducts;
 #endif
 #endif
