@@ -37,12 +37,21 @@ public:
         for (int r = 0; r < R; ++r) weight_[r] = m.weight + index_[r] * bytes_;
     }
 
+    // unit(k, whether all of its columns exist) for every unit.
+    template <class Unit>
+    FOURFOLD_INLINE void for_units(Unit&& unit) {
+        for (index_t span = 0; span < matrix_.columns; span += kSpan) {
+            const index_t end = std::min(span + kSpan, matrix_.columns);
+            if constexpr (format == Format::Fp4) read_fp4_scales(span);
+            index_t k = span;
+            for (; k + kUnit <= end; k += kUnit) unit(k, std::true_type());
+            if (k < end) unit(k, std::false_type());
+        }
+    }
+
     // The unit at column k is next.
     FOURFOLD_INLINE void move_to(index_t k) {
-        if constexpr (format == Format::Fp4) {
-            if (k % kSpan == 0) read_fp4_scales(k);
-            spread_ = fp4_spread(k);
-        }
+        if constexpr (format == Format::Fp4) spread_ = fp4_spread(k);
         if constexpr (format == Format::Fp8) {
             const int e = matrix_.scale[index_[0] / kFp8Block * matrix_.scales_per_row() + k / kFp8Block];
             extreme_ |= e < kLeastScale || e > kMostScale;
@@ -174,9 +183,9 @@ template <Format format, int R, int T>
 bool multiply_stored(const Matrix& m, index_t row, index_t end, const Tile& tile) {
     Rows<format, R> rows(m, row, end);
     __m512 sum[kSums];
-    for (__m512& s : sum) s = _mm512_setzero_ps();
+    each<kSums>([&](auto i) __attribute__((always_inline)) { sum[i] = _mm512_setzero_ps(); });
     const bf16_t* x = tile.x;
-    const auto unit = [&]<bool whole>(index_t k, std::bool_constant<whole>) __attribute__((always_inline)) {
+    rows.for_units([&]<bool whole>(index_t k, std::bool_constant<whole>) __attribute__((always_inline)) {
         rows.move_to(k);
         each<R>([&](auto r) __attribute__((always_inline)) {
             __m512i w[kUnitSteps];
@@ -188,10 +197,7 @@ bool multiply_stored(const Matrix& m, index_t row, index_t end, const Tile& tile
             });
         });
         x += kUnit * T;
-    };
-    index_t k = 0;
-    for (; k + kUnit <= m.columns; k += kUnit) unit(k, std::true_type());
-    if (k < m.columns) unit(k, std::false_type());
+    });
     store<R, T>(sum, tile, row, end);
     return rows.suspicious();
 }
@@ -200,7 +206,7 @@ bool multiply_stored(const Matrix& m, index_t row, index_t end, const Tile& tile
 template <Format format>
 bool decode_panel(const Matrix& m, index_t row, index_t end, bf16_t* panel) {
     Rows<format, kPanel> rows(m, row, end);
-    const auto unit = [&]<bool whole>(index_t k, std::bool_constant<whole>) __attribute__((always_inline)) {
+    rows.for_units([&]<bool whole>(index_t k, std::bool_constant<whole>) __attribute__((always_inline)) {
         rows.move_to(k);
         each<kPanel>([&](auto r) __attribute__((always_inline)) {
             __m512i w[kUnitSteps];
@@ -208,21 +214,18 @@ bool decode_panel(const Matrix& m, index_t row, index_t end, bf16_t* panel) {
             for (index_t i = 0; i < kUnitSteps; ++i)
                 _mm512_storeu_si512(panel + ((k / kStep + i) * kPanel + r) * kStep, w[i]);
         });
-    };
-    index_t k = 0;
-    for (; k + kUnit <= m.columns; k += kUnit) unit(k, std::true_type());
-    if (k < m.columns) unit(k, std::false_type());
+    });
     return rows.suspicious();
 }
 
 template <int T>
 void multiply_panel(const bf16_t* panel, index_t steps, const Tile& tile, index_t row, index_t end) {
     __m512 sum[kSums];
-    for (__m512& s : sum) s = _mm512_setzero_ps();
+    each<kSums>([&](auto i) __attribute__((always_inline)) { sum[i] = _mm512_setzero_ps(); });
     const bf16_t* x = tile.x;
     for (index_t i = 0; i < steps; ++i, panel += kPanel * kStep, x += T * kStep) {
         __m512i w[kPanel];
-        for (int r = 0; r < kPanel; ++r) w[r] = load(panel + r * kStep);
+        each<kPanel>([&](auto r) __attribute__((always_inline)) { w[r] = load(panel + r * kStep); });
         each<T>([&](auto t) __attribute__((always_inline)) {
             const __m512i v = load(x + t * kStep);
             each<kPanel>([&](auto r) __attribute__((always_inline)) { add_products(sum[t * kPanel + r], w[r], v); });
