@@ -70,6 +70,17 @@ struct Bf16Products {
                  index_t n);
 };
 
+// Products of FP4 with inputs rounded to int8 in groups of 32 (formats.round_int8), summed exactly within a group.
+struct Int8Products {
+    static bool covers(const Matrix& m) { return m.format == Format::Fp4; }
+    // Bytes of a prepared row of x.
+    index_t (*packed_bytes)(index_t columns);
+    void (*pack)(const float* x, index_t columns, std::uint8_t* packed);
+    // y[i][o] = dot(matrix row o, x[i]) for begin <= o < end and i < n; each in one order of sums.
+    void (*rows)(const Matrix& matrix, index_t begin, index_t end, const std::uint8_t* const* x, float* const* y,
+                 index_t n);
+};
+
 // One table per instruction set.
 struct Kernels {
     const char* name;
@@ -86,14 +97,21 @@ struct Kernels {
     void (*swiglu)(float* gate, const float* up, index_t count, float limit, float weight);
     // Null where bfloat16 products are no faster than `rows` with rounded x.
     const Bf16Products* bf16;
+    // Null where there are no dot products of bytes.
+    const Int8Products* int8;
 };
 
 extern const Kernels kScalarKernels;
 #ifdef FOURFOLD_X86
 extern const Kernels kAvx2Kernels;
+extern const Int8Products kAvx2Int8;
 extern const Kernels kAvx512Kernels;
+#ifdef FOURFOLD_AVX512VNNI
+extern const Kernels kAvx512VnniKernels;  // those of AVX-512, and int8 products
+extern const Int8Products kAvx512Int8;
+#endif
 #ifdef FOURFOLD_AVX512BF16
-extern const Kernels kAvx512Bf16Kernels;  // those of AVX-512, and bfloat16 products
+extern const Kernels kAvx512Bf16Kernels;  // those of AVX-512 VNNI, and bfloat16 products
 extern const Bf16Products kAvx512Bf16Products;
 #endif
 #ifdef FOURFOLD_AMX
@@ -103,6 +121,10 @@ extern const Bf16Products kAmxProducts;
 #endif
 #ifdef FOURFOLD_ARM
 extern const Kernels kNeonKernels;
+#ifdef FOURFOLD_NEONDOT
+extern const Kernels kNeonDotKernels;  // those of NEON, and int8 products
+extern const Int8Products kNeonInt8;
+#endif
 #endif
 
 }  // namespace fourfold
