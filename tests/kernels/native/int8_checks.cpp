@@ -20,7 +20,7 @@ std::vector<double> on_grid(const float* x, index_t columns) {
 }
 
 std::vector<float> rounded_product(const Matrix& m, const float* x, index_t n, index_t begin, index_t end) {
-    return product(m, Activations{x, nullptr, n, m.columns, m.columns}, Rounding::Int8, begin, end);
+    return product(m, Activations{x, nullptr, n, m.columns, m.columns}, Rounding::Int8Groups, begin, end);
 }
 
 void check_product(Format format, index_t rows, index_t columns) {

@@ -70,7 +70,7 @@ struct Bf16Products {
                  index_t n);
 };
 
-// Products of FP4 with inputs rounded to int8 in groups of 32 (formats.round_int8), summed exactly within a group.
+// Products of FP4 with inputs rounded to int8 in groups of 32 (formats.round_int8_groups), summed exactly within a group.
 struct Int8Products {
     static bool covers(const Matrix& m) { return m.format == Format::Fp4; }
     // Bytes of a prepared row of x.

@@ -43,7 +43,7 @@ const float* rounded_row(const Activations& x, index_t i, Rounding rounding, flo
         kernels().round_fp8(row, x.columns, memory);
         return memory;
     }
-    if (rounding == Rounding::Int8) {
+    if (rounding == Rounding::Int8Groups) {
         round_int8(row, x.columns, memory);
         return memory;
     }
