@@ -27,15 +27,16 @@ constexpr index_t kUnitSteps = kUnit / kStep;
 // Smallest and largest e8m0 code whose products with any stored value are normal bfloat16 numbers.
 constexpr int kLeastScale = 12, kMostScale = 240;
 
-// `count` bytes of a row, zeros behind them.
-inline __m512i line(const std::uint8_t* p, index_t count) {
-    if (count >= 64) return _mm512_loadu_si512(p);
+// 64 bytes of a row, of which `count` exist, zeros behind them.
+template <bool whole>
+FOURFOLD_INLINE __m512i line(const std::uint8_t* p, index_t count) {
+    if (whole || count >= 64) return _mm512_loadu_si512(p);
     return _mm512_maskz_loadu_epi8(count <= 0 ? 0 : (__mmask64{1} << count) - 1, p);
 }
 
 // The 16 codes twice, as vpermw looks at five bits of its index.  Numbers stand 2^126 too high and zeros at 0, so that
 // a saturating subtraction applies the scale and leaves zeros alone.
-inline __m512i fp4_table() {
+FOURFOLD_INLINE __m512i fp4_table() {
     const __m256i codes = _mm256_setr_epi16(0, 0x7e00, 0x7e80, 0x7ec0, 0x7f00, 0x7f40, 0x7f80, 0x7fc0, 0, short(0xfe00),
                                             short(0xfe80), short(0xfec0), short(0xff00), short(0xff40), short(0xff80),
                                             short(0xffc0));
@@ -48,7 +49,7 @@ inline __m256i fp4_biases(__m128i scales) {
 }
 
 // Words 0-3, or 4-7, each over the quarter of a register that its group of 32 columns fills.
-inline __m512i fp4_spread(index_t k) {
+FOURFOLD_INLINE __m512i fp4_spread(index_t k) {
     const __m512i low = _mm512_setr_epi32(0x01000100, 0x01000100, 0x01000100, 0x01000100, 0x03020302, 0x03020302,
                                           0x03020302, 0x03020302, 0x05040504, 0x05040504, 0x05040504, 0x05040504,
                                           0x07060706, 0x07060706, 0x07060706, 0x07060706);
@@ -104,7 +105,7 @@ void arrange(Format format, const bf16_t* x, index_t columns, bf16_t* out) {
     for (index_t k = 0; k < width; k += kUnit) {
         __m512i in[kUnitSteps];
         for (index_t i = 0; i < kUnitSteps; ++i)
-            in[i] = line(reinterpret_cast<const std::uint8_t*>(x + k + i * kStep), 2 * (columns - k - i * kStep));
+            in[i] = line<false>(reinterpret_cast<const std::uint8_t*>(x + k + i * kStep), 2 * (columns - k - i * kStep));
         if (format != Format::Bf16) {
             Split first = split(in[0], in[1]), second = split(in[2], in[3]);
             if (format == Format::Fp4) {

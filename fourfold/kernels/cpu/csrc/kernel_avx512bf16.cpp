@@ -91,7 +91,7 @@ private:
     FOURFOLD_INLINE __m512i load(int r, index_t at) const {
         const std::uint8_t* p = weight_[r] + at;
         _mm_prefetch(reinterpret_cast<const char*>(p + ahead_), _MM_HINT_T0);
-        return whole ? _mm512_loadu_si512(p) : line(p, bytes_ - at);
+        return line<whole>(p, bytes_ - at);
     }
 
     void read_fp4_scales(index_t k) {
