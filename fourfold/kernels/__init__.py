@@ -68,12 +68,20 @@ _REFERENCE: dict[str, Callable[..., Any]] = {
 }
 _TABLES: dict[str, dict[str, Callable[..., Any]]] = {}
 _NOTES: dict[str, dict[str, str]] = {}
+_FP4_INPUTS: dict[str, Callable[[], Rounding]] = {}
 _SEARCHED: set[str] = set()
 """Device types whose kernels were looked for: our own, or those of another package."""
 
 
-def register(device: str, operations: Mapping[str, Callable[..., Any]], notes: Mapping[str, str]) -> None:
+def register(
+    device: str,
+    operations: Mapping[str, Callable[..., Any]],
+    notes: Mapping[str, str],
+    fp4_input: Callable[[], Rounding] = lambda: Rounding.BF16,
+) -> None:
     """Let `operations` run on tensors of device type `device`; `notes` say what each covers.
+
+    fp4_input: which of Rounding.BF16 and INT8_GROUPS these operations take fastest beside FP4 weights.
 
     KernelError: an operation that the contract does not have.
     """
@@ -84,6 +92,7 @@ def register(device: str, operations: Mapping[str, Callable[..., Any]], notes: M
         )
     _TABLES[device] = {**_REFERENCE, **operations}
     _NOTES[device] = {name: notes.get(name, "native") for name in operations}
+    _FP4_INPUTS[device] = fp4_input
 
 
 def unregister(device: str) -> None:
@@ -91,6 +100,7 @@ def unregister(device: str) -> None:
     _SEARCHED.add(device)
     _TABLES.pop(device, None)
     _NOTES.pop(device, None)
+    _FP4_INPUTS.pop(device, None)
 
 
 def discover(device: str) -> None:
@@ -154,6 +164,13 @@ def table(device: str) -> dict[str, str]:
     notes = _NOTES.get(device, {})
     fallback = {name: "reference" if name not in COMPOSED else "its parts" for name in OPERATIONS}
     return {name: notes.get(name, fallback[name] if notes else "reference") for name in OPERATIONS}
+
+
+def fp4_input(device: str) -> Rounding:
+    """How `fast` numerics round inputs of FP4 weights on this device type: BF16, or INT8_GROUPS if faster."""
+    discover(device)
+    choose = _FP4_INPUTS.get(device)
+    return Rounding.BF16 if choose is None else choose()
 
 
 def _impl(name: str, x: Tensor) -> Callable[..., Any]:
@@ -527,4 +544,4 @@ def _register_cpu() -> None:
     if cpu.available():
         from fourfold.kernels.cpu import ops
 
-        register("cpu", ops.OPS, ops.NOTES)
+        register("cpu", ops.OPS, ops.NOTES, ops.fp4_input)

@@ -38,17 +38,21 @@ _DECODED_WEIGHTS = 1 << 24
 # The published activation rounding never scales below this amplitude, so that silence stays silent.
 _FP8_AMAX_FLOOR = 1e-4
 _FP4_AMAX_FLOOR = FP4_MAX * 2.0**-126
+_INT8_AMAX_FLOOR = 1e-30
+# Near this number the spacing of float32 is 1: adding and taking it off rounds, and lets gradients pass.
+_WHOLE = 1.5 * 2.0**23
 
 
 class Rounding(Enum):
-    """What happens to the input of a product before it: nothing, bfloat16, FP8 in groups of 128, or int8 with
-    one scale per token.
+    """What happens to the input of a product before it: nothing, bfloat16, FP8 in groups of 128, int8 with
+    one scale per token, or int8 in groups of 32.
     """
 
     NONE = 0
     BF16 = 1
     FP8 = 2
     INT8 = 3
+    INT8_GROUPS = 4
 
 
 def _byte_to_pair_table() -> Tensor:
@@ -174,6 +178,8 @@ def round_input(x: Tensor, rounding: Rounding) -> Tensor:
     if rounding is Rounding.INT8:
         codes, scale = to_int8(x)
         return (codes * scale).to(x.dtype)
+    if rounding is Rounding.INT8_GROUPS:
+        return round_int8_groups(x)
     return x.to(torch.bfloat16).to(x.dtype) if rounding is Rounding.BF16 else x
 
 
@@ -182,6 +188,18 @@ def round_fp4(x: Tensor, group: int = FP4_GROUP) -> Tensor:
     grouped, width = _in_groups(x, group)
     scale = power_of_two_scale(grouped.abs().amax(-1, keepdim=True).clamp_min(_FP4_AMAX_FLOOR), FP4_MAX)
     return (round_to_e2m1(grouped / scale) * scale).flatten(-2)[..., :width].to(x.dtype)
+
+
+def round_int8_groups(x: Tensor) -> Tensor:
+    """x [..., I] as whole numbers from -127 to 127 times amax/127 of each 32 values along I; same dtype.
+
+    The groups are those of FP4 weights: their doubled values are whole numbers too, and sums within a group
+    are exact.  A group with an infinity or NaN is NaN.
+    """
+    grouped, width = _in_groups(x, FP4_GROUP)
+    largest = grouped.abs().amax(-1, keepdim=True).clamp_min(_INT8_AMAX_FLOOR)
+    whole = (grouped * (INT8_MAX / largest) + _WHOLE) - _WHOLE
+    return (whole * (largest / INT8_MAX)).flatten(-2)[..., :width].to(x.dtype)
 
 
 def round_to_e2m1(x: Tensor) -> Tensor:

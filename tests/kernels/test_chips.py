@@ -12,7 +12,9 @@ import torch
 from fourfold import kernels
 from fourfold.errors import KernelError, RequestError
 from fourfold.kernels import chips, reference
+from fourfold.kernels.formats import Rounding
 from fourfold.loading import usable_device
+from fourfold.model.numerics import numerics
 
 REGISTERS = """
 from fourfold import kernels
@@ -34,6 +36,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(kernels, "_TABLES", dict(kernels._TABLES))
     monkeypatch.setattr(kernels, "_NOTES", dict(kernels._NOTES))
+    monkeypatch.setattr(kernels, "_FP4_INPUTS", dict(kernels._FP4_INPUTS))
     monkeypatch.setattr(kernels, "_SEARCHED", {"cpu"})
 
     def install(source: str, device: str = "meta", name: str = "metachip") -> None:
@@ -55,6 +58,25 @@ def test_kernels_of_a_package_run_when_their_device_does(package):
     assert sys.modules["metachip_kernels"].calls == [1.5]
     assert kernels.table("meta")["swiglu"] == "metachip: all of it"
     assert kernels.table("meta")["linear"] == "reference"
+
+
+INT8_BESIDE_FP4 = """
+from fourfold import kernels
+from fourfold.kernels.formats import Rounding
+
+kernels.register("meta", {}, {}, fp4_input=lambda: Rounding.INT8_GROUPS)
+"""
+
+
+@pytest.mark.parametrize(("source", "want"), [(REGISTERS, Rounding.BF16), (INT8_BESIDE_FP4, Rounding.INT8_GROUPS)])
+def test_a_package_says_which_inputs_suit_fp4(package, source, want):
+    package(source)
+    fp4 = torch.empty(8, 16, dtype=torch.int8, device="meta")
+    scale = torch.empty(8, 1, dtype=torch.float8_e8m0fnu, device="meta")
+    assert numerics("fast").input_of(fp4, scale) is want
+    assert numerics("fast").input_of(fp4.float(), None) is Rounding.BF16
+    assert numerics("deployed").input_of(fp4, scale) is Rounding.FP8
+    assert numerics("exact").input_of(fp4, scale) is Rounding.NONE
 
 
 def test_the_table_and_a_load_find_it_too(package):

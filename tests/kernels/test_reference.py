@@ -21,6 +21,7 @@ from fourfold.kernels.formats import (
     round_fp4,
     round_fp8,
     round_input,
+    round_int8_groups,
     round_to_e2m1,
     to_int8,
 )
@@ -115,6 +116,24 @@ def test_rounding_groups_have_their_own_scale() -> None:
     y = round_fp4(x[:, :192], 32)
     assert torch.equal(round_fp4(y, 32), y)
     assert torch.equal(round_fp4(torch.zeros(1, 32), 32), torch.zeros(1, 32))
+
+
+def test_int8_rounding_is_to_the_nearest_of_255_in_each_group() -> None:
+    x = (draw(3, 80) * torch.logspace(-3, 3, 80)).requires_grad_()
+    y = round_int8_groups(x)
+    for group in (slice(0, 32), slice(32, 64), slice(64, 80)):
+        step = x[:, group].abs().amax(-1, keepdim=True) / 127
+        assert ((y - x)[:, group].abs() <= step * 0.50001).all()
+        assert torch.allclose(y[:, group] / step, (y[:, group] / step).round(), atol=1e-4)
+    y.sum().backward()  # straight through
+    assert x.grad is not None
+    assert torch.allclose(x.grad, torch.ones_like(x), atol=0.2)
+    for odd in (math.inf, math.nan):
+        z = torch.zeros(2, 64)
+        z[1, 40] = odd
+        seen = round_int8_groups(z).isnan()
+        assert seen[1, 32:].all()
+        assert seen.sum() == 32
 
 
 # attention

@@ -3,7 +3,8 @@
 `csrc/` is compiled into `_native` when the package is installed.  Where that did not happen (no compiler),
 `available()` is False, everything runs on the reference, and `describe()` says why.
 
-FOURFOLD_ISA      scalar, avx2, avx512, amx or neon: instead of the fastest that runs; reference: none of them
+FOURFOLD_ISA      scalar, avx2, avx512, avx512vnni, avx512bf16, amx, neon or neondot: instead of the
+                  fastest that runs; reference: none of them
 FOURFOLD_THREADS  threads that share a product; torch.get_num_threads() if not set
 """
 

@@ -303,6 +303,11 @@ def block(
     )
 
 
+def fp4_input() -> Rounding:
+    """INT8_GROUPS where the instruction set multiplies bytes and not bfloat16."""
+    return Rounding.INT8_GROUPS if native.prefers_int8() else Rounding.BF16
+
+
 _COVERAGE = "native: without gradients, int8 and int4 weights unpacked first; otherwise reference"
 
 OPS: dict[str, Callable[..., Any]] = {

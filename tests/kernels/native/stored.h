@@ -105,13 +105,17 @@ inline std::vector<float> product(const Matrix& m, const float* x, index_t n, in
     return results(m.rows, n, begin, end, [&](float* const* y) { table.rows(m, begin, end, in.data(), y, n); });
 }
 
-// The same of bf16 inputs, for which Kernels::bf16 has its own way; begin a multiple of 32.
-inline std::vector<float> product(const Matrix& m, const bf16_t* x, index_t n, index_t begin, index_t end) {
+// The same of rounded inputs, for which a table may have its own way; begin a multiple of 32.
+inline std::vector<float> product(const Matrix& m, const Activations& x, Rounding rounding, index_t begin, index_t end) {
     Operand operand;
-    std::vector<Operand::Selection> all{{nullptr, n, 0}};
-    operand.prepare({nullptr, x, n, m.columns, m.columns}, Rounding::Bf16, m.format, in_bf16(m, Rounding::Bf16));
+    std::vector<Operand::Selection> all{{nullptr, x.count, 0}};
+    operand.prepare(x, rounding, m.format, products_of(m, rounding));
     operand.gather(all);
-    return results(m.rows, n, begin, end, [&](float* const* y) { operand.multiply(m, begin, end, all[0], y); });
+    return results(m.rows, x.count, begin, end, [&](float* const* y) { operand.multiply(m, begin, end, all[0], y); });
+}
+
+inline std::vector<float> product(const Matrix& m, const bf16_t* x, index_t n, index_t begin, index_t end) {
+    return product(m, Activations{nullptr, x, n, m.columns, m.columns}, Rounding::Bf16, begin, end);
 }
 
 }  // namespace fourfold

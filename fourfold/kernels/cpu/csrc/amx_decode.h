@@ -1,29 +1,18 @@
 // Weights from the checkpoint's layout into tiles of bfloat16, for kernel_amx.cpp alone.
-//
-// Every e2m1 or e4m3 value times a power of two is a bfloat16, so nothing is lost.  The order of columns is free as
-// long as x has the same.  Within each unit of 128 it is the one that is cheapest to decode: step s of FP4 takes
-// columns 4j + s (nibble s of every word of 16 bits), step 2i + s of FP8 the columns 64i + 2j + s (byte s of every
-// word), bfloat16 its columns as they lie.
 #pragma once
 
-#include <immintrin.h>
-
 #include <algorithm>
-#include <cstring>
 
-#include "kernel.h"
+#include "bf16_decode.h"
 
 namespace fourfold {
 namespace {
 
 constexpr index_t kTile = 16;   // rows, pairs, tokens
-constexpr index_t kStep = 32;   // columns a step
 constexpr index_t kSlab = 32;   // matrix rows worked on at once: two tiles of sums for each block of tokens
-constexpr index_t kUnit = 128;  // columns decoded at once: a cache line of FP4
 constexpr index_t kDepth = 512; // columns decoded ahead of many tokens: 32 KiB, the first-level cache
 
 // Weights decoded for one unit: [step][half of the slab][row][column].
-constexpr index_t kUnitSteps = kUnit / kStep;
 using Tiles = bf16_t[kUnitSteps][kSlab / kTile][kTile][kStep];
 
 constexpr index_t kQuarter = kSlab / kUnitSteps;  // rows decoded between two steps
@@ -50,9 +39,6 @@ struct Slab {
     const std::uint8_t* at(index_t offset) const { return matrix.weight + row * matrix.row_bytes() + offset; }
 };
 
-// Smallest and largest e8m0 code whose products with any stored value are normal bfloat16 numbers.
-constexpr int kLeastScale = 12, kMostScale = 240;
-
 // Where the slab's bytes of one unit lie, and those that will be wanted in a while: `away` further in the same row, or
 // beyond its end in the slab below.
 struct Place {
@@ -69,22 +55,6 @@ struct Place {
             _mm_prefetch(reinterpret_cast<const char*>(p + ahead + i), _MM_HINT_T1);
     }
 };
-
-// 64 bytes of a row, of which `count` exist, zeros behind them.
-template <bool whole>
-FOURFOLD_INLINE __m512i line(const std::uint8_t* p, index_t count) {
-    if (whole || count >= 64) return _mm512_loadu_si512(p);
-    return _mm512_maskz_loadu_epi8(count <= 0 ? 0 : (__mmask64{1} << count) - 1, p);
-}
-
-// The 16 codes twice, as vpermw looks at five bits of its index.  Numbers stand 2^126 too high and zeros at 0, so that
-// a saturating subtraction applies the scale and leaves zeros alone.
-FOURFOLD_INLINE __m512i fp4_table() {
-    const __m256i codes = _mm256_setr_epi16(0, 0x7e00, 0x7e80, 0x7ec0, 0x7f00, 0x7f40, 0x7f80, 0x7fc0, 0, short(0xfe00),
-                                            short(0xfe80), short(0xfec0), short(0xff00), short(0xff40), short(0xff80),
-                                            short(0xffc0));
-    return _mm512_broadcast_i64x4(codes);
-}
 
 // The slab's scales for columns from k on, at most kDepth of them.
 void prepare_fp4(Slab& s, index_t k) {
@@ -103,20 +73,11 @@ void prepare_fp4(Slab& s, index_t k) {
         const __m128i e = codes(r);
         least = _mm_min_epu8(least, e);
         largest = _mm_max_epu8(largest, e);
-        const __m256i bias = _mm256_slli_epi16(_mm256_sub_epi16(_mm256_set1_epi16(253), _mm256_cvtepu8_epi16(e)), 7);
-        _mm256_store_si256(reinterpret_cast<__m256i*>(s.fp4_bias[r]), bias);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(s.fp4_bias[r]), fp4_biases(e));
     }
     if (odd(least) | odd(largest)) [[unlikely]]
         for (index_t r = 0; r < s.count; ++r)
             if (odd(codes(r))) s.mark(r);
-}
-
-// Words 0-3, or 4-7, each over the quarter of a register that its group of 32 columns fills.
-FOURFOLD_INLINE __m512i fp4_spread(index_t k) {
-    const __m512i low = _mm512_setr_epi32(0x01000100, 0x01000100, 0x01000100, 0x01000100, 0x03020302, 0x03020302,
-                                          0x03020302, 0x03020302, 0x05040504, 0x05040504, 0x05040504, 0x05040504,
-                                          0x07060706, 0x07060706, 0x07060706, 0x07060706);
-    return _mm512_add_epi8(low, _mm512_set1_epi8(k % (2 * kUnit) ? 8 : 0));
 }
 
 struct Fp4Unit {
@@ -145,28 +106,6 @@ struct Fp4Unit {
         _mm512_store_si512(out + 3 * kNextStep, value(_mm512_srli_epi16(words, 12)));
     }
 };
-
-// Words with e4m3 in their upper byte -> bfloat16, for numbers that are not subnormal.
-inline __m512i fp8_values(__m512i upper, __m512i bias) {
-    const __m512i fields = _mm512_and_si512(_mm512_srai_epi16(upper, 4), _mm512_set1_epi16(short(0x87f0)));
-    return _mm512_add_epi16(fields, bias);
-}
-
-// The same with subnormal numbers and zeros: mantissa * 2^-9 from a table of the eight.
-inline __m512i fp8_small_values(__m512i upper, __m512i bias, __m512i subnormals) {
-    const __mmask32 small = _mm512_testn_epi16_mask(upper, _mm512_set1_epi16(0x7800));
-    const __m512i value = _mm512_permutexvar_epi16(_mm512_srli_epi16(upper, 8), subnormals);
-    const __m512i with_sign =
-        _mm512_or_si512(value, _mm512_and_si512(upper, _mm512_set1_epi16(short(0x8000))));
-    return _mm512_mask_mov_epi16(fp8_values(upper, bias), small, with_sign);
-}
-
-// Indices 0-7 and 16-23 mean the mantissas: bit 4 of the index is the sign's neighbour, always 0 here.
-inline __m512i subnormal_table(int e) {
-    const __m512i values = _mm512_zextsi128_si512(
-        _mm_setr_epi16(0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60));
-    return _mm512_mask_add_epi16(values, 0xfe, values, _mm512_set1_epi16(short((e - 127) * 128)));
-}
 
 // Half a unit of one row; true: it has NaNs.
 FOURFOLD_INLINE bool decode_fp8_line(__m512i codes, __m512i bias, __m512i subnormals, bf16_t* out) {

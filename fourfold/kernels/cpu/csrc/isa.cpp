@@ -2,6 +2,9 @@
 
 #include <atomic>
 
+#ifdef FOURFOLD_NEONDOT
+#include <sys/auxv.h>
+#endif
 #ifdef FOURFOLD_AMX
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -35,19 +38,28 @@ std::vector<Isa> detect() {
     std::vector<Isa> found{{"scalar", &kScalarKernels, &kScalarVectors}};
 #ifdef FOURFOLD_X86
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-        found.push_back({"avx2", &kAvx2Kernels, &kAvx2Vectors});
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-            found.push_back({"avx512", &kAvx512Kernels, &kAvx512Vectors});
-#ifdef FOURFOLD_AMX
-            if (have_matrix_units()) found.push_back({"amx", &kAmxKernels, &kAmxVectors});
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) return found;
+    found.push_back({"avx2", &kAvx2Kernels, &kAvx2Vectors});
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
+        return found;
+    found.push_back({"avx512", &kAvx512Kernels, &kAvx512Vectors});
+#ifdef FOURFOLD_AVX512VNNI
+    if (!__builtin_cpu_supports("avx512vnni")) return found;
+    found.push_back({"avx512vnni", &kAvx512VnniKernels, &kAvx512Vectors});
+#ifdef FOURFOLD_AVX512BF16
+    if (__builtin_cpu_supports("avx512bf16")) found.push_back({"avx512bf16", &kAvx512Bf16Kernels, &kAvx512Vectors});
 #endif
-        }
-    }
+#ifdef FOURFOLD_AMX
+    if (have_matrix_units()) found.push_back({"amx", &kAmxKernels, &kAmxVectors});
+#endif
+#endif
 #endif
 #ifdef FOURFOLD_ARM
     found.push_back({"neon", &kNeonKernels, &kNeonVectors});
+#ifdef FOURFOLD_NEONDOT
+    if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) found.push_back({"neondot", &kNeonDotKernels, &kNeonVectors});
+#endif
 #endif
     return found;
 }

@@ -4,7 +4,6 @@
 // (amx_decode.h).  A tile of x is 16 pairs of columns by up to 16 tokens.  One step adds the products of 32 columns to
 // 16 x tokens sums, each token's column of sums by itself: its bits do not depend on how many tokens share the tile.
 #include <algorithm>
-#include <cmath>
 
 #include "amx_decode.h"
 
@@ -36,47 +35,6 @@ void configure(const Widths& w) {
     set(6, 4 * w.left), set(7, 4 * w.right);
     memory_is_written();
     _tile_loadconfig(&c);
-}
-
-// Where column k stands in that order.
-inline index_t place_of(Format format, index_t k) {
-    if (format == Format::Bf16) return k;
-    const index_t parts = format == Format::Fp4 ? 4 : 2, unit = parts * kStep, i = k % unit;
-    return k - i + i % parts * kStep + i / parts;
-}
-
-// x at even places, then at odd ones, of 64.
-struct Split {
-    __m512i even, odd;
-};
-
-inline Split split(__m512i low, __m512i high) {
-    const __m512i evens = _mm512_cvtepu16_epi32(_mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    // Word j of the index: 2j (of `low` up to 31, of `high` beyond).
-    const __m512i twice = _mm512_slli_epi32(evens, 2);
-    const __m512i index = _mm512_or_si512(twice, _mm512_slli_epi32(_mm512_add_epi32(twice, _mm512_set1_epi32(2)), 16));
-    return {_mm512_permutex2var_epi16(low, index, high),
-            _mm512_permutex2var_epi16(low, _mm512_add_epi16(index, _mm512_set1_epi16(1)), high)};
-}
-
-// A row of x in the order of columns in which these weights are decoded.
-void arrange(Format format, const bf16_t* x, index_t columns, bf16_t* out) {
-    const index_t width = Bf16Products::width(columns);
-    for (index_t k = 0; k < width; k += kUnit) {
-        __m512i in[kUnitSteps];
-        for (index_t i = 0; i < kUnitSteps; ++i)
-            in[i] = line<false>(reinterpret_cast<const std::uint8_t*>(x + k + i * kStep), 2 * (columns - k - i * kStep));
-        if (format != Format::Bf16) {
-            Split first = split(in[0], in[1]), second = split(in[2], in[3]);
-            if (format == Format::Fp4) {
-                const Split evens = split(first.even, second.even), odds = split(first.odd, second.odd);
-                first = {evens.even, odds.even};
-                second = {evens.odd, odds.odd};
-            }
-            in[0] = first.even, in[1] = first.odd, in[2] = second.even, in[3] = second.odd;
-        }
-        for (index_t i = 0; i < kUnitSteps; ++i) _mm512_storeu_si512(out + k + i * kStep, in[i]);
-    }
 }
 
 // Tile numbers must be constants: one step of 32 columns for one or two blocks of tokens.
@@ -241,26 +199,6 @@ void many(Slab& s, Work& work, const bf16_t* const* x, index_t n, float* const* 
         scatter_pair(s, work.sums[t / kSlab], {kTile, kTile}, std::min(kSlab, n - t), y + t);
 }
 
-float stored_value(const Matrix& m, index_t row, index_t k) {
-    if (m.format == Format::Bf16) {
-        bf16_t bits;
-        std::memcpy(&bits, m.weight + row * m.row_bytes() + 2 * k, sizeof bits);
-        const std::uint32_t wide = std::uint32_t{bits} << 16;
-        float value;
-        std::memcpy(&value, &wide, sizeof value);
-        return value;
-    }
-    if (m.format == Format::Fp8) {
-        const int code = m.weight[row * m.row_bytes() + k], exponent = code >> 3 & 15, mantissa = code & 7;
-        if ((code & 127) == 127) return std::numeric_limits<float>::quiet_NaN();
-        const float v = exponent ? std::ldexp(8.f + mantissa, exponent - 10) : std::ldexp(float(mantissa), -9);
-        return (code < 128 ? v : -v) * e8m0(m.scale[row / kFp8Block * m.scales_per_row() + k / kFp8Block]);
-    }
-    constexpr float values[8] = {0.f, 0.5f, 1.f, 1.5f, 2.f, 3.f, 4.f, 6.f};
-    const int code = m.weight[row * m.row_bytes() + k / 2] >> 4 * (k % 2) & 15;
-    return (code < 8 ? values[code] : -values[code - 8]) * e8m0(m.scale[row * m.scales_per_row() + k / kFp4Group]);
-}
-
 // Rows that the tiles cannot represent, one product after the other in float32.
 void odd_rows(const Slab& s, const bf16_t* const* x, const Widths& widths, index_t n, float* const* y) {
     if (!s.any_odd) return;
@@ -268,16 +206,9 @@ void odd_rows(const Slab& s, const bf16_t* const* x, const Widths& widths, index
         if (!s.odd[r]) continue;
         for (index_t t = 0; t < n; ++t) {
             const index_t width = t / kTile % 2 ? widths.right : widths.left;
-            float sum = 0.f;
-            for (index_t k = 0; k < s.matrix.columns; ++k) {
-                const index_t at = place_of(s.matrix.format, k);
-                const bf16_t bits = x[t / kTile][(at / 2 * width + t % kTile) * 2 + at % 2];
-                const std::uint32_t wide = std::uint32_t{bits} << 16;
-                float value;
-                std::memcpy(&value, &wide, sizeof value);
-                sum += value * stored_value(s.matrix, s.row + r, k);
-            }
-            y[t][s.row + r] = sum;
+            y[t][s.row + r] = odd_product(s.matrix, s.row + r, [&](index_t at) {
+                return x[t / kTile][(at / 2 * width + t % kTile) * 2 + at % 2];
+            });
         }
     }
 }

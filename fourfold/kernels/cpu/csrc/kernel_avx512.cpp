@@ -68,9 +68,23 @@ struct Avx512 {
 
 }  // namespace
 
-const Kernels kAvx512Kernels = {"avx512", pack<Avx512>, rows<Avx512>, to_bf16, round_fp8, swiglu, nullptr};
+namespace {
+
+constexpr Kernels with(const char* name, const Bf16Products* bf16, const Int8Products* int8) {
+    return {name, pack<Avx512>, rows<Avx512>, to_bf16, round_fp8, swiglu, bf16, int8};
+}
+
+}  // namespace
+
+const Kernels kAvx512Kernels = with("avx512", nullptr, nullptr);
+#ifdef FOURFOLD_AVX512VNNI
+const Kernels kAvx512VnniKernels = with("avx512vnni", nullptr, &kAvx512Int8);
+#endif
+#ifdef FOURFOLD_AVX512BF16
+const Kernels kAvx512Bf16Kernels = with("avx512bf16", &kAvx512Bf16Products, &kAvx512Int8);
+#endif
 #ifdef FOURFOLD_AMX
-const Kernels kAmxKernels = {"amx", pack<Avx512>, rows<Avx512>, to_bf16, round_fp8, swiglu, &kAmxProducts};
+const Kernels kAmxKernels = with("amx", &kAmxProducts, &kAvx512Int8);
 #endif
 
 }  // namespace fourfold

@@ -74,6 +74,9 @@ struct Neon {
 
 }  // namespace
 
-const Kernels kNeonKernels = {"neon", pack<Neon>, rows<Neon>, to_bf16, round_fp8, swiglu, nullptr};
+const Kernels kNeonKernels = {"neon", pack<Neon>, rows<Neon>, to_bf16, round_fp8, swiglu, nullptr, nullptr};
+#ifdef FOURFOLD_NEONDOT
+const Kernels kNeonDotKernels = {"neondot", pack<Neon>, rows<Neon>, to_bf16, round_fp8, swiglu, nullptr, &kNeonInt8};
+#endif
 
 }  // namespace fourfold

@@ -61,11 +61,23 @@ struct Bf16Products {
     static constexpr index_t block = 16;  // rows of x that lie together
     // Width of block b of n rows of x: the rows it has, or all 16 where there are many.
     static index_t block_width(index_t n, index_t b) { return n > 2 * block ? block : n - b * block < block ? n - b * block : block; }
-    // rows [count][width] -> one block [width / 2][block_width][2], zeros beyond count.  Of width 1 it is a copy.
+    // rows [count][width] -> one block [block_width x width] in the kernel's own order, zeros beyond count.  Of width 1
+    // it is a copy.
     void (*interleave)(const bf16_t* const* rows, index_t count, index_t block_width, index_t columns, bf16_t* block);
     // y[i][o] = dot(matrix row o, x[i]) for begin <= o < end and i < n; x in blocks.  begin is a multiple of 32.
     // Each dot product has one order of sums, whatever n, begin and end are.
     void (*rows)(const Matrix& matrix, index_t begin, index_t end, const bf16_t* const* blocks, float* const* y,
+                 index_t n);
+};
+
+// Products of FP4 with inputs rounded to int8 in groups of 32 (formats.round_int8_groups), summed exactly within a group.
+struct Int8Products {
+    static bool covers(const Matrix& m) { return m.format == Format::Fp4; }
+    // Bytes of a prepared row of x.
+    index_t (*packed_bytes)(index_t columns);
+    void (*pack)(const float* x, index_t columns, std::uint8_t* packed);
+    // y[i][o] = dot(matrix row o, x[i]) for begin <= o < end and i < n; each in one order of sums.
+    void (*rows)(const Matrix& matrix, index_t begin, index_t end, const std::uint8_t* const* x, float* const* y,
                  index_t n);
 };
 
@@ -85,19 +97,34 @@ struct Kernels {
     void (*swiglu)(float* gate, const float* up, index_t count, float limit, float weight);
     // Null where bfloat16 products are no faster than `rows` with rounded x.
     const Bf16Products* bf16;
+    // Null where there are no dot products of bytes.
+    const Int8Products* int8;
 };
 
 extern const Kernels kScalarKernels;
 #ifdef FOURFOLD_X86
 extern const Kernels kAvx2Kernels;
+extern const Int8Products kAvx2Int8;
 extern const Kernels kAvx512Kernels;
+#ifdef FOURFOLD_AVX512VNNI
+extern const Kernels kAvx512VnniKernels;  // those of AVX-512, and int8 products
+extern const Int8Products kAvx512Int8;
+#endif
+#ifdef FOURFOLD_AVX512BF16
+extern const Kernels kAvx512Bf16Kernels;  // those of AVX-512 VNNI, and bfloat16 products
+extern const Bf16Products kAvx512Bf16Products;
+#endif
 #ifdef FOURFOLD_AMX
-extern const Kernels kAmxKernels;  // those of AVX-512, and bfloat16 products
+extern const Kernels kAmxKernels;  // the same with matrix units
 extern const Bf16Products kAmxProducts;
 #endif
 #endif
 #ifdef FOURFOLD_ARM
 extern const Kernels kNeonKernels;
+#ifdef FOURFOLD_NEONDOT
+extern const Kernels kNeonDotKernels;  // those of NEON, and int8 products
+extern const Int8Products kNeonInt8;
+#endif
 #endif
 
 }  // namespace fourfold

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "int8_rounding.h"
 #include "thread_pool.h"
 
 namespace fourfold {
@@ -26,6 +27,14 @@ void widen(const bf16_t* x, index_t count, float* out) {
     }
 }
 
+void round_int8(const float* x, index_t count, float* out) {
+    for (index_t i = 0; i < count; i += kInt8Group) {
+        const index_t n = std::min(kInt8Group, count - i);
+        const float scale = round_int8_group(x + i, n, out + i);
+        for (index_t j = i; j < i + n; ++j) out[j] *= scale;
+    }
+}
+
 // Row i of x as float32, rounded; `memory` has room for it.
 const float* rounded_row(const Activations& x, index_t i, Rounding rounding, float* memory) {
     const float* row = x.f32 ? x.f32 + i * x.stride : memory;
@@ -34,18 +43,36 @@ const float* rounded_row(const Activations& x, index_t i, Rounding rounding, flo
         kernels().round_fp8(row, x.columns, memory);
         return memory;
     }
+    if (rounding == Rounding::Int8Groups) {
+        round_int8(row, x.columns, memory);
+        return memory;
+    }
     return row;
+}
+
+// The rows of all selections, one after the other.
+template <class T>
+void list_rows(std::vector<Operand::Selection>& selections, const T* rows, index_t stride, std::vector<const T*>& pointers) {
+    pointers.clear();
+    for (Operand::Selection& s : selections) {
+        s.first_block = index_t(pointers.size());
+        for (index_t i = 0; i < s.count; ++i) pointers.push_back(rows + (s.rows ? s.rows[i] : i) * stride);
+    }
 }
 
 }  // namespace
 
-void Operand::prepare(const Activations& x, Rounding rounding, Format format, bool in_bf16) {
-    in_bf16_ = in_bf16;
+void Operand::prepare(const Activations& x, Rounding rounding, Format format, Products products) {
+    products_ = products;
     columns_ = x.columns;
-    if (in_bf16)
-        prepare_bf16(x, rounding, format);
-    else
-        prepare_f32(x, rounding, format);
+    switch (products) {
+        case Products::F32:
+            return prepare_f32(x, rounding, format);
+        case Products::Bf16:
+            return prepare_bf16(x, rounding, format);
+        case Products::Int8:
+            return prepare_int8(x);
+    }
 }
 
 void Operand::prepare_bf16(const Activations& x, Rounding rounding, Format format) {
@@ -89,16 +116,30 @@ void Operand::prepare_f32(const Activations& x, Rounding rounding, Format format
     });
 }
 
+void Operand::prepare_int8(const Activations& x) {
+    int8_stride_ = kernels().int8->packed_bytes(x.columns);
+    std::uint8_t* rows = rows_memory_.get<std::uint8_t>(x.count * int8_stride_);
+    int8_rows_ = rows;
+    share_values(x.count, x.columns, [&](index_t begin, index_t end) {
+        thread_local Scratch scratch;
+        float* memory = scratch.get<float>(x.columns);
+        for (index_t i = begin; i < end; ++i)
+            kernels().int8->pack(rounded_row(x, i, Rounding::None, memory), x.columns, rows + i * int8_stride_);
+    });
+}
+
 void Operand::gather(std::vector<Selection>& selections) {
-    if (!in_bf16_) {
-        f32_pointers_.clear();
-        for (Selection& s : selections) {
-            s.first_block = index_t(f32_pointers_.size());
-            for (index_t i = 0; i < s.count; ++i)
-                f32_pointers_.push_back(f32_rows_ + (s.rows ? s.rows[i] : i) * f32_stride_);
-        }
-        return;
+    switch (products_) {
+        case Products::F32:
+            return list_rows(selections, f32_rows_, f32_stride_, f32_pointers_);
+        case Products::Bf16:
+            return gather_blocks(selections);
+        case Products::Int8:
+            return list_rows(selections, int8_rows_, int8_stride_, int8_pointers_);
     }
+}
+
+void Operand::gather_blocks(std::vector<Selection>& selections) {
     constexpr index_t most = Bf16Products::block;
     struct Job {
         const Selection* selection;
@@ -136,10 +177,14 @@ void Operand::gather(std::vector<Selection>& selections) {
 }
 
 void Operand::multiply(const Matrix& matrix, index_t begin, index_t end, const Selection& s, float* const* y) const {
-    if (in_bf16_)
-        kernels().bf16->rows(matrix, begin, end, blocks_.data() + s.first_block, y, s.count);
-    else
-        kernels().rows(matrix, begin, end, f32_pointers_.data() + s.first_block, y, s.count);
+    switch (products_) {
+        case Products::F32:
+            return kernels().rows(matrix, begin, end, f32_pointers_.data() + s.first_block, y, s.count);
+        case Products::Bf16:
+            return kernels().bf16->rows(matrix, begin, end, blocks_.data() + s.first_block, y, s.count);
+        case Products::Int8:
+            return kernels().int8->rows(matrix, begin, end, int8_pointers_.data() + s.first_block, y, s.count);
+    }
 }
 
 }  // namespace fourfold

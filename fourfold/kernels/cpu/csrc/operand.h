@@ -9,7 +9,17 @@
 namespace fourfold {
 
 // How the input of a product is rounded; numbers as in fourfold.kernels.formats.Rounding.
-enum class Rounding { None = 0, Bf16 = 1, Fp8 = 2 };
+enum class Rounding { None = 0, Bf16 = 1, Fp8 = 2, Int8Groups = 4 };
+
+// Which of a table's products.
+enum class Products { F32, Bf16, Int8 };
+
+// Who multiplies this matrix?
+inline Products products_of(const Matrix& m, Rounding rounding) {
+    if (rounding == Rounding::Int8Groups)
+        return kernels().int8 && Int8Products::covers(m) ? Products::Int8 : Products::F32;
+    return rounding != Rounding::None && kernels().bf16 && Bf16Products::covers(m) ? Products::Bf16 : Products::F32;
+}
 
 // Rows of activations, float32 or bfloat16, row i at `stride` elements after row i - 1.
 struct Activations {
@@ -26,9 +36,9 @@ struct Activations {
 // Rounded rows, each ready to meet any matrix with as many columns that the same kernel multiplies.
 class Operand {
 public:
-    // `format`: of the matrices; `in_bf16`: for Kernels::bf16 instead of Kernels::rows.
-    void prepare(const Activations& x, Rounding rounding, Format format, bool in_bf16);
-    bool in_bf16() const { return in_bf16_; }
+    // `format`: of the matrices that will meet them.
+    void prepare(const Activations& x, Rounding rounding, Format format, Products products);
+    Products products() const { return products_; }
 
     // The products of the listed rows (in this order) with a matrix, once `gather` has been called on the list.
     struct Selection {
@@ -44,20 +54,19 @@ public:
 private:
     void prepare_bf16(const Activations& x, Rounding rounding, Format format);
     void prepare_f32(const Activations& x, Rounding rounding, Format format);
+    void prepare_int8(const Activations& x);
+    void gather_blocks(std::vector<Selection>& selections);
     const bf16_t* row_bf16(index_t i) const { return bf16_rows_ + i * bf16_stride_; }
 
-    bool in_bf16_ = false;
-    index_t columns_ = 0, f32_stride_ = 0, bf16_stride_ = 0;
+    Products products_ = Products::F32;
+    index_t columns_ = 0, f32_stride_ = 0, bf16_stride_ = 0, int8_stride_ = 0;
     const float* f32_rows_ = nullptr;
     const bf16_t* bf16_rows_ = nullptr;
+    const std::uint8_t* int8_rows_ = nullptr;
     Scratch rows_memory_, block_memory_;
     std::vector<const float*> f32_pointers_;
+    std::vector<const std::uint8_t*> int8_pointers_;
     std::vector<const bf16_t*> blocks_;
 };
-
-// Will Kernels::bf16 multiply this matrix?
-inline bool in_bf16(const Matrix& m, Rounding rounding) {
-    return rounding != Rounding::None && kernels().bf16 && Bf16Products::covers(m);
-}
 
 }  // namespace fourfold

@@ -77,7 +77,7 @@ void add_visits(const Visits& visits, const float* results, index_t n, index_t w
 struct Inputs {
     struct Kind {
         Format format;
-        bool in_bf16;
+        Products products;
         Operand operand;
         std::vector<Operand::Selection> selections;
     };
@@ -86,13 +86,13 @@ struct Inputs {
     std::vector<index_t> at;    // its selection
 
     Kind& kind_of(const Matrix& m, Rounding rounding) {
-        const bool bf16 = in_bf16(m, rounding);
+        const Products products = products_of(m, rounding);
         for (auto& kind : kinds)
-            if (kind->in_bf16 == bf16 && kind->format == m.format)
+            if (kind->products == products && kind->format == m.format)
                 return *kind;
         kinds.push_back(std::make_unique<Kind>());
         kinds.back()->format = m.format;
-        kinds.back()->in_bf16 = bf16;
+        kinds.back()->products = products;
         return *kinds.back();
     }
 
@@ -109,7 +109,7 @@ struct Inputs {
         }
         for (auto& kind : kinds) {
             if (kind->selections.empty()) continue;
-            kind->operand.prepare(x, rounding, kind->format, kind->in_bf16);
+            kind->operand.prepare(x, rounding, kind->format, kind->products);
             kind->operand.gather(kind->selections);
         }
     }
@@ -144,7 +144,7 @@ void grouped_linear(const Matrix& stack, index_t groups, const Activations& x, R
         }
         selections.push_back({rows.data() + g * n, n, 0});
     }
-    operand.prepare(x, rounding, stack.format, in_bf16(stack, rounding));
+    operand.prepare(x, rounding, stack.format, products_of(stack, rounding));
     operand.gather(selections);
     const Operand& ready = operand;
     float* const* to = out.data();
@@ -178,13 +178,13 @@ void linears(const std::vector<Product>& products, const Activations& x) {
     const auto input_of = [&](const Product& p) {
         for (std::size_t i = 0; i < used; ++i)
             if (kept_inputs[i]->format == p.matrix.format && kept_inputs[i]->rounding == p.rounding &&
-                in_bf16(p.matrix, p.rounding) == kept_inputs[i]->operand.in_bf16())
+                products_of(p.matrix, p.rounding) == kept_inputs[i]->operand.products())
                 return kept_inputs[i].get();
         if (used == kept_inputs.size()) kept_inputs.push_back(std::make_unique<Input>());
         Input* input = kept_inputs[used++].get();
         input->format = p.matrix.format;
         input->rounding = p.rounding;
-        input->operand.prepare(x, p.rounding, p.matrix.format, in_bf16(p.matrix, p.rounding));
+        input->operand.prepare(x, p.rounding, p.matrix.format, products_of(p.matrix, p.rounding));
         input->all.assign(1, {nullptr, n, 0});
         input->operand.gather(input->all);
         return input;
