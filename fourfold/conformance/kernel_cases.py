@@ -276,9 +276,10 @@ def _attention_layer(draw: Draw) -> Iterator[Case]:
                 (draw.stored("bf16", size, model), draw.stored("bf16", size, model), draw.normal(m, size))
                 for size in (32, width)
             )
-            for count, compressors in enumerate(((), (large,), (large, small))):
-                inputs = (*arguments, compressors, positions, rounding)
-                yield Case("attention_inputs", f"{label}, {count} compressors", inputs, bound, dict(_MIXING))
+            stacks = tuple(draw.stored("fp4", 4, *shape) for shape in ((64, 256), (64, 256), (256, 64)))
+            alone = tuple(draw.stored("fp8", *shape) for shape in ((64, 256), (64, 256), (256, 64)))
+            known = draw.integers(0, 4, 2 * tokens, 1)
+            experts = (draw.normal(4, 256), None, known, 1, 1.5, stacks, alone, 10.0, (rounding,) * 2)
             yield Case("compressor_inputs", label, (x, large, positions, rounding), F32)
             queries, window = draw.normal(2, tokens, heads, width), draw.normal(2, 20, width)
             wo_a = draw.stored("fp8", groups * 128, heads * width // groups)
@@ -290,6 +291,16 @@ def _attention_layer(draw: Draw) -> Iterator[Case]:
                 sources = (window, rows, entries, seen, None, draw.normal(heads), width**-0.5)
                 source = "window" if entries is None else "window and entries"
                 yield Case("attention", f"{label}, {source}", (queries, *sources, *output), bound)
+                for count, compressors in enumerate(((), (large,), (large, small))):
+                    inputs = (*arguments, compressors, positions, rounding)
+                    name = f"{label}, {count} compressors"
+                    yield Case("attention_inputs", name, inputs, bound, dict(_MIXING))
+                    slots = (
+                        draw.normal(2, tokens, width),
+                        *(draw.normal(2, tokens, n) for n in (128, 64)[:count]),
+                    )
+                    block = (streams, inputs[1:], slots, (*sources, *output), _entry(draw, 4, model), experts)
+                    yield Case("block", f"{name}, {source}", block, bound, dict(_MIXING))
 
 
 def _entry(draw: Draw, n: int, width: int) -> tuple[Tensor, ...]:

@@ -35,12 +35,17 @@ def check_kernels(device: str) -> Iterator[Check]:
 def run_case(case: Case, device: str) -> Difference:
     """The largest difference over the case's results. The reference runs on the CPU."""
     expected = _results(getattr(reference, case.operation)(*case.arguments, **case.options))
-    moved = [value.to(device) if isinstance(value, Tensor) else value for value in case.arguments]
     try:
-        got = _results(getattr(kernels, case.operation)(*moved, **case.options))
+        got = _results(getattr(kernels, case.operation)(*_moved(case.arguments, device), **case.options))
     except (RuntimeError, FourfoldError):
         return Difference(float("inf"), float("inf"), float("inf"))
     return max((difference(g, e) for g, e in zip(got, expected, strict=True)), key=lambda d: d.relative)
+
+
+def _moved(value: Any, device: str) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_moved(part, device) for part in value)
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _results(value: Any) -> tuple[Tensor, ...]:

@@ -21,7 +21,9 @@ from fourfold.kernels import chips, composed, reference
 from fourfold.kernels.composed import (
     CompressorWeights,
     ExpertWeights,
+    InputArguments,
     MoeArguments,
+    SeenArguments,
     Stored,
     StreamEntry,
 )
@@ -53,6 +55,7 @@ OPERATIONS = (
     "shared_expert",
     "moe",
     "hc_moe",
+    "block",
 )
 COMPOSED = OPERATIONS[OPERATIONS.index("attention_inputs") :]
 """Operations that are several others in a row; a chip without its own form runs those (composed.py)."""
@@ -491,6 +494,30 @@ def hc_moe(
     """
     return _impl("hc_moe", streams)(
         output, streams, post, comb, entry, experts, iters=iters, norm_eps=norm_eps, eps=eps
+    )
+
+
+def block(
+    streams: Tensor,
+    inputs: InputArguments,
+    slots: tuple[Tensor, ...],
+    seen: SeenArguments,
+    entry: StreamEntry,
+    experts: MoeArguments,
+    *,
+    iters: int,
+    norm_eps: float,
+    eps: float,
+) -> Tensor:
+    """A whole block, in a call that completes no compressed entry and leaves none of them out.
+
+    attention_inputs; kv and the rows of each compressor into `slots` [B, T, ·], in place and in their dtype;
+    attention; hc_moe.  streams [B, T, n, D]; inputs: the arguments of `attention_inputs` after streams; seen:
+    those of `attention` after q, its window with the slot of kv; entry, experts: as in `hc_moe`; returns
+    streams.  No derivative for what went through the slots.  V4 report 2.
+    """
+    return _impl("block", streams)(
+        streams, inputs, slots, seen, entry, experts, iters=iters, norm_eps=norm_eps, eps=eps
     )
 
 

@@ -31,6 +31,39 @@ class StreamMixing(TypedDict):
     eps: float
 
 
+InputArguments = tuple[
+    StreamEntry,
+    Stored,
+    Tensor,
+    Stored,
+    Stored,
+    Tensor,
+    Tensor,
+    Tensor,
+    int,
+    tuple[Rounding, ...],
+    tuple[CompressorWeights, ...],
+    Tensor,
+    Rounding,
+]
+"""What `attention_inputs` takes after the streams."""
+SeenArguments = tuple[
+    Tensor,
+    Tensor,
+    Tensor | None,
+    Tensor | None,
+    Tensor | None,
+    Tensor,
+    float,
+    Rounding,
+    Tensor,
+    Tensor,
+    Stored,
+    int,
+    Stored,
+    tuple[Rounding, ...],
+]
+"""What `attention` takes after the queries."""
 MoeArguments = tuple[
     Tensor,
     Tensor | None,
@@ -187,4 +220,35 @@ def hc_moe(
         output, streams, post, comb, entry, iters=iters, norm_eps=norm_eps, eps=eps
     )
     y: Tensor = ops.hc_post(ops.moe(x, *experts), streams, post, comb)
+    return y
+
+
+def block(
+    ops: Any,
+    streams: Tensor,
+    inputs: InputArguments,
+    slots: tuple[Tensor, ...],
+    seen: SeenArguments,
+    entry: StreamEntry,
+    experts: MoeArguments,
+    *,
+    iters: int,
+    norm_eps: float,
+    eps: float,
+) -> Tensor:
+    made = ops.attention_inputs(streams, *inputs, iters=iters, norm_eps=norm_eps, eps=eps)
+    _, post, comb, _, q, *rows = made
+    for slot, row in zip(slots, rows, strict=True):
+        slot.copy_(row)
+    y: Tensor = ops.hc_moe(
+        ops.attention(q, *seen),
+        streams,
+        post,
+        comb,
+        entry,
+        experts,
+        iters=iters,
+        norm_eps=norm_eps,
+        eps=eps,
+    )
     return y

@@ -32,6 +32,7 @@ from fourfold.kernels.formats import (
 __all__ = [
     "attention",
     "attention_inputs",
+    "block",
     "compressor_inputs",
     "experts",
     "grouped_linear",
@@ -280,3 +281,4 @@ hc_next = partial(composed.hc_next, _PARTS)
 shared_expert = partial(composed.shared_expert, _PARTS)
 moe = partial(composed.moe, _PARTS)
 hc_moe = partial(composed.hc_moe, _PARTS)
+block = partial(composed.block, _PARTS)

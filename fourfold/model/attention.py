@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fourfold import kernels
 from fourfold.config import ModelConfig
-from fourfold.kernels.composed import StreamEntry, StreamMixing
+from fourfold.kernels.composed import InputArguments, SeenArguments, StreamEntry, StreamMixing
 from fourfold.model.batch import ForwardBatch
 from fourfold.model.compressor import Compressor
 from fourfold.model.indexer import Indexer
@@ -55,71 +55,91 @@ class Attention(nn.Module):
     def forward(
         self,
         streams: Tensor,
-        entry: StreamEntry,
+        inputs: InputArguments,
         mixing: StreamMixing,
         batch: ForwardBatch,
         memory: LayerMemory,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """streams [B, T, n, D] that enter as `kernels.hc_input` says -> the output [B, T, D], and post and
-        comb for its way back."""
-        layout, numerics = batch.layout, self.numerics
-        wq_a, q_norm, wq_b, wkv, kv_norm, wo_a, wo_b = self._projections
-        stored_q_a, stored_q_b, stored_kv = wq_a.stored, wq_b.stored, wkv.stored
-        cos, sin = batch.token_angles(self.ratio > 0)
-        x, post, comb, qr, q, kv, *rows = kernels.attention_inputs(
-            streams,
+        """streams [B, T, n, D] and what `inputs` gave -> the output [B, T, D], and post and comb for its way
+        back."""
+        x, post, comb, qr, q, kv, *rows = kernels.attention_inputs(streams, *inputs, **mixing)
+        window = memory.window.extend(self.numerics.kv(kv, self.rope_width))
+        entries, chosen = self._compressed(x, qr, rows, batch, memory)
+        y = kernels.attention(q, *self._seen(window, entries, chosen, batch))
+        return y, post, comb
+
+    def inputs(self, entry: StreamEntry, batch: ForwardBatch) -> InputArguments:
+        """What `kernels.attention_inputs` takes after the streams, which enter as `entry` says."""
+        wq_a, q_norm, wq_b, wkv, kv_norm, _, _ = self._projections
+        to_q_a, to_q_b, to_kv = wq_a.stored, wq_b.stored, wkv.stored
+        return (
             entry,
-            stored_q_a,
+            to_q_a,
             q_norm.gain,
-            stored_q_b,
-            stored_kv,
+            to_q_b,
+            to_kv,
             kv_norm.gain,
-            cos,
-            sin,
+            *batch.token_angles(self.ratio > 0),
             self.heads,
-            numerics.inputs_of(stored_q_a, stored_q_b, stored_kv),
+            self.numerics.inputs_of(to_q_a, to_q_b, to_kv),
             tuple([compressor.weights for compressor in self._compressors]),
-            layout.positions,
-            numerics.rounding,
-            **mixing,
+            batch.layout.positions,
+            self.numerics.rounding,
         )
-        window = memory.window.extend(numerics.kv(kv, self.rope_width))
-        entries, visible, chosen = self._compressed(x, qr, rows, batch, memory)
+
+    def in_place(
+        self, batch: ForwardBatch, memory: LayerMemory
+    ) -> tuple[tuple[Tensor, ...], SeenArguments] | None:
+        """The slots of this call's rows and what attention sees, for `kernels.block`; None in a call that
+        completes an entry, leaves one out, or has no such slots."""
+        layout, (_, indexer) = batch.layout, self._choosing
+        if self.numerics.published or (self.ratio and layout.completed(self.ratio)):
+            return None
+        if indexer is not None and layout.most_visible(self.ratio) > indexer.topk:
+            return None
+        new = layout.positions.shape[1]
+        tails = (memory.tail, memory.index_tail)[: len(self._compressors)]
+        places = [buffer.slot(new) for buffer in (memory.window, *tails)]
+        if any(place is None for place in places):
+            return None
+        slots, (window, *_) = zip(*places, strict=True)
+        return slots, self._seen(window, memory.entries.unchanged(), layout.listed(self.ratio), batch)
+
+    def _seen(
+        self, window: Tensor, entries: Tensor | None, chosen: Tensor | None, batch: ForwardBatch
+    ) -> SeenArguments:
+        """What `kernels.attention` takes after the queries."""
         own: Mapping[str, Any] = self._parameters
-        stored_o_b = wo_b.stored
-        y = kernels.attention(
-            q,
+        wo_a, wo_b = self._projections[-2:]
+        to_output = wo_b.stored
+        return (
             window,
-            layout.window_range,
+            batch.layout.window_range,
             entries,
-            visible,
+            None if entries is None else batch.layout.visible(self.ratio),
             chosen,
             own["attn_sink"],
             self.width**-0.5,
-            numerics.rounding,
-            cos,
-            sin,
+            self.numerics.rounding,
+            *batch.token_angles(self.ratio > 0),
             wo_a.stored,
             self.groups,
-            stored_o_b,
-            (wo_a.rounding, *numerics.inputs_of(stored_o_b)),
+            to_output,
+            (wo_a.rounding, *self.numerics.inputs_of(to_output)),
         )
-        return y, post, comb
 
     def _compressed(
         self, x: Tensor, qr: Tensor, rows: list[Tensor], batch: ForwardBatch, memory: LayerMemory
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Entries [B, S, C] if there are any, the range each query sees, and the indexer's choice among them
-        if it made one.  rows: of the compressor, then of the indexer's."""
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Entries [B, S, C] if there are any, and the indexer's choice among them if it made one.  rows: of
+        the compressor, then of the indexer's."""
         compressor, indexer = self._choosing
         if compressor is None:
-            return None, None, None
+            return None, None
         chosen = None if indexer is None else indexer(x, qr, rows[1], batch, memory)
         if chosen is None:
             chosen = batch.layout.listed(self.ratio)
         pending = memory.tail.extend(rows[0])
-        if batch.layout.completed(self.ratio):
-            new = self.numerics.kv(compressor(pending, batch), self.rope_width)
-            return memory.entries.extend(new), batch.layout.visible(self.ratio), chosen
-        entries = memory.entries.unchanged()
-        return entries, None if entries is None else batch.layout.visible(self.ratio), chosen
+        if not batch.layout.completed(self.ratio):
+            return memory.entries.unchanged(), chosen
+        return memory.entries.extend(self.numerics.kv(compressor(pending, batch), self.rope_width)), chosen

@@ -53,9 +53,12 @@ class Block(nn.Module):
         attn, ffn = self._sublayers
         to_attn, to_ffn = self._entries()
         ffn.source.expect(streams, batch.ids)
-        y, post, comb = attn(streams, to_attn, self._mixing, batch, memory)
-        if ffn.runs_at_once:
-            experts = ffn.arguments(batch.ids)
+        inputs = attn.inputs(to_attn, batch)
+        experts = ffn.arguments(batch.ids) if ffn.runs_at_once else None
+        if experts is not None and (place := attn.in_place(batch, memory)) is not None:
+            return kernels.block(streams, inputs, *place, to_ffn, experts, **self._mixing)
+        y, post, comb = attn(streams, inputs, self._mixing, batch, memory)
+        if experts is not None:
             return kernels.hc_moe(y, streams, post, comb, to_ffn, experts, **self._mixing)
         streams, x, post, comb = kernels.hc_next(y, streams, post, comb, to_ffn, **self._mixing)
         return kernels.hc_post(ffn(x, batch), streams, post, comb)

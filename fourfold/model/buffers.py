@@ -23,6 +23,11 @@ class KVBuffer(Protocol):
         """The same in a call that brings no rows; None if none has ever come."""
         ...
 
+    def slot(self, new: int) -> tuple[Tensor, Tensor] | None:
+        """Where the caller itself may put this call's rows [B, new, D], and the buffer with them; None where
+        they must be handed over."""
+        ...
+
 
 class FreshBuffer:
     """No memory: the buffer is what this call brings.  Autograd passes through."""
@@ -31,6 +36,9 @@ class FreshBuffer:
         return rows
 
     def unchanged(self) -> None:
+        return None
+
+    def slot(self, new: int) -> None:
         return None
 
 
@@ -98,6 +106,13 @@ class Buffer:
         start, data = self._held
         return data.narrow(1, self.group.start - start, self.group.filled - self.group.start)
 
+    def slot(self, new: int) -> tuple[Tensor, Tensor] | None:
+        if self._held is None:
+            return None
+        begin = self.group.filled - self.group.start
+        data = self._follow(self._held[1])
+        return data.narrow(1, begin, new), data.narrow(1, 0, begin + new)
+
     def held(self) -> Tensor:
         """The buffer as it was last written, from the group's start on."""
         assert self._held is not None
@@ -106,6 +121,7 @@ class Buffer:
         return data
 
     def _follow(self, rows: Tensor) -> Tensor:
+        """The buffer of the group's start and capacity; `rows` are like those that it holds."""
         start, capacity = self.group.start, self.group.capacity
         if self._held is not None and self._held[0] == start and self._held[1].shape[1] == capacity:
             return self._held[1]

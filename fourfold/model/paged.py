@@ -178,6 +178,9 @@ class PagedTail:
     def unchanged(self) -> Tensor:
         return self.data[None]
 
+    def slot(self, new: int) -> None:
+        return None
+
 
 class PagedWindow(PagedTail):
     """A layer's window."""
@@ -202,3 +205,6 @@ class PagedEntries:
 
     def unchanged(self) -> Tensor:
         return self.data[None]
+
+    def slot(self, new: int) -> None:
+        return None

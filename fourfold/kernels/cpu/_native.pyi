@@ -6,7 +6,14 @@ returns bool returns False, and does nothing, where a tensor is none of those th
 
 from torch import Tensor
 
-from fourfold.kernels.composed import CompressorWeights, ExpertWeights, Stored, StreamEntry
+from fourfold.kernels.composed import (
+    CompressorWeights,
+    InputArguments,
+    MoeArguments,
+    SeenArguments,
+    StreamEntry,
+)
+from fourfold.kernels.formats import Rounding
 
 def bind(tensor_type: type[Tensor]) -> bool: ...
 def supported_isas() -> list[str]: ...
@@ -37,24 +44,10 @@ def experts(
 ) -> None: ...
 def attention_inputs(
     streams: Tensor,
-    entry: StreamEntry,
+    inputs: InputArguments,
     iterations: int,
     norm_eps: float,
     eps: float,
-    wq_a: Stored,
-    q_norm: Tensor,
-    wq_b: Stored,
-    wkv: Stored,
-    kv_norm: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    heads: int,
-    to_wq_a: int,
-    to_wq_b: int,
-    to_wkv: int,
-    compressors: tuple[CompressorWeights, ...],
-    positions: Tensor,
-    to_compressors: int,
     x: Tensor,
     post: Tensor,
     comb: Tensor,
@@ -64,63 +57,34 @@ def attention_inputs(
     rows: list[Tensor],
     /,
 ) -> bool: ...
-def attention(
-    q: Tensor,
-    window: Tensor,
-    window_range: Tensor,
-    entries: Tensor | None,
-    entry_range: Tensor | None,
-    entry_index: Tensor | None,
-    sink: Tensor,
-    scale: float,
-    round: bool,
-    cos: Tensor,
-    sin: Tensor,
-    wo_a: Stored,
-    groups: int,
-    wo_b: Stored,
-    to_wo_a: int,
-    to_wo_b: int,
-    y: Tensor,
-    /,
-) -> bool: ...
+def attention(q: Tensor, seen: SeenArguments, y: Tensor, /) -> bool: ...
 def compressor_inputs(
-    x: Tensor, weights: CompressorWeights, positions: Tensor, rounding: int, y: Tensor, /
+    x: Tensor, weights: CompressorWeights, positions: Tensor, rounding: Rounding, y: Tensor, /
 ) -> bool: ...
-def moe(
-    x: Tensor,
-    router: Tensor,
-    bias: Tensor | None,
-    chosen: Tensor | None,
-    k: int,
-    scaling: float,
-    routed: ExpertWeights,
-    shared: ExpertWeights,
-    limit: float,
-    to_routed: int,
-    to_shared: int,
-    y: Tensor,
-    /,
-) -> bool: ...
+def moe(x: Tensor, experts: MoeArguments, y: Tensor, /) -> bool: ...
 def hc_moe(
     output: Tensor,
     streams: Tensor,
     post: Tensor,
     comb: Tensor,
     entry: StreamEntry,
+    experts: MoeArguments,
     iterations: int,
     norm_eps: float,
     eps: float,
-    router: Tensor,
-    bias: Tensor | None,
-    chosen: Tensor | None,
-    k: int,
-    scaling: float,
-    routed: ExpertWeights,
-    shared: ExpertWeights,
-    limit: float,
-    to_routed: int,
-    to_shared: int,
+    y: Tensor,
+    /,
+) -> bool: ...
+def block(
+    streams: Tensor,
+    inputs: InputArguments,
+    slots: tuple[Tensor, ...],
+    seen: SeenArguments,
+    entry: StreamEntry,
+    experts: MoeArguments,
+    iterations: int,
+    norm_eps: float,
+    eps: float,
     y: Tensor,
     /,
 ) -> bool: ...

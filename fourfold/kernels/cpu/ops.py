@@ -18,7 +18,9 @@ from fourfold.kernels import composed, cpu, reference
 from fourfold.kernels.composed import (
     CompressorWeights,
     ExpertWeights,
+    InputArguments,
     MoeArguments,
+    SeenArguments,
     Stored,
     StreamEntry,
 )
@@ -45,6 +47,7 @@ _attention = native.attention
 _compressor_inputs = native.compressor_inputs
 _moe = native.moe
 _hc_moe = native.hc_moe
+_block = native.block
 
 _PACKED = frozenset({torch.int8, torch.float8_e4m3fn})
 _PLAIN = frozenset({torch.float32, torch.bfloat16})
@@ -183,8 +186,11 @@ def attention_inputs(
     norm_eps: float,
     eps: float,
 ) -> tuple[Tensor, ...]:
-    learned = streams, entry, wq_a, q_norm, wq_b, wkv, kv_norm, compressors
-    if streams.dtype is torch.float32 and _plain(*learned):
+    rest = (
+        entry, wq_a, q_norm, wq_b, wkv, kv_norm, cos, sin, heads, roundings,
+        compressors, positions, to_compressors,
+    )  # fmt: skip
+    if streams.dtype is torch.float32 and _plain(streams, *rest):
         batch, tokens, n, width = streams.shape
         new = streams.new_empty
         x, post, comb = new(batch, tokens, width), new(batch, tokens, n), new(batch, tokens, n, n)
@@ -192,18 +198,11 @@ def attention_inputs(
         q = new(batch, tokens, heads, wq_b[0].shape[0] // heads)
         kv = new(batch, tokens, wkv[0].shape[0])
         rows = [new(batch, tokens, 2 * weights[2].shape[1]) for weights in compressors]
-        to_wq_a, to_wq_b, to_wkv = roundings
         if _attention_inputs(
-            streams.contiguous(), entry, iters, norm_eps, eps,
-            wq_a, q_norm, wq_b, wkv, kv_norm, cos, sin, heads,
-            to_wq_a._value_, to_wq_b._value_, to_wkv._value_, compressors, positions, to_compressors._value_,
-            x, post, comb, qr, q, kv, rows,
-        ):  # fmt: skip
+            streams.contiguous(), rest, iters, norm_eps, eps, x, post, comb, qr, q, kv, rows
+        ):
             return x, post, comb, qr, q, kv, *rows
-    return composed.attention_inputs(
-        kernels, streams, entry, wq_a, q_norm, wq_b, wkv, kv_norm, cos, sin, heads, roundings,
-        compressors, positions, to_compressors, iters=iters, norm_eps=norm_eps, eps=eps,
-    )  # fmt: skip
+    return composed.attention_inputs(kernels, streams, *rest, iters=iters, norm_eps=norm_eps, eps=eps)
 
 
 def attention(
@@ -223,28 +222,21 @@ def attention(
     wo_b: Stored,
     roundings: tuple[Rounding, ...],
 ) -> Tensor:
-    if (
-        q.dtype is torch.float32
-        and rounding is not Rounding.FP8
-        and _plain(q, window, entries, sink, wo_a, wo_b)
-    ):
-        y = q.new_empty(*q.shape[:-2], wo_b[0].shape[0])
-        if _attention(
-            q, window, window_range, entries, entry_range, entry_index, sink, scale,
-            rounding is Rounding.BF16, cos, sin, wo_a, groups, wo_b,
-            roundings[0]._value_, roundings[1]._value_, y,
-        ):  # fmt: skip
-            return y
-    return composed.attention(
-        kernels, q, window, window_range, entries, entry_range, entry_index, sink, scale, rounding,
+    rest = (
+        window, window_range, entries, entry_range, entry_index, sink, scale, rounding,
         cos, sin, wo_a, groups, wo_b, roundings,
     )  # fmt: skip
+    if q.dtype is torch.float32 and _plain(q, *rest):
+        y = q.new_empty(*q.shape[:-2], wo_b[0].shape[0])
+        if _attention(q, rest, y):
+            return y
+    return composed.attention(kernels, q, *rest)
 
 
 def compressor_inputs(x: Tensor, weights: CompressorWeights, positions: Tensor, rounding: Rounding) -> Tensor:
     if _plain(x, weights):
         y = torch.empty((*x.shape[:-1], 2 * weights[2].shape[1]), dtype=torch.float32)
-        if _compressor_inputs(x.contiguous(), weights, positions, rounding._value_, y):
+        if _compressor_inputs(x.contiguous(), weights, positions, rounding, y):
             return y
     return composed.compressor_inputs(kernels, x, weights, positions, rounding)
 
@@ -261,14 +253,12 @@ def moe(
     limit: float,
     roundings: tuple[Rounding, ...],
 ) -> Tensor:
-    if _plain(x, router, bias, routed, shared):
+    rest = router, bias, chosen, k, scaling, routed, shared, limit, roundings
+    if _plain(x, *rest):
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        if _moe(
-            x, router, bias, chosen, k, scaling, routed, shared, limit,
-            roundings[0]._value_, roundings[1]._value_, y,
-        ):  # fmt: skip
+        if _moe(x, rest, y):
             return y
-    return composed.moe(kernels, x, router, bias, chosen, k, scaling, routed, shared, limit, roundings)
+    return composed.moe(kernels, x, *rest)
 
 
 def hc_moe(
@@ -283,16 +273,33 @@ def hc_moe(
     norm_eps: float,
     eps: float,
 ) -> Tensor:
-    if output.dtype is torch.float32 and _plain(output, streams, post, comb, entry, experts):
+    if _plain(output, streams, post, comb, entry, experts):
         y = streams.new_empty(streams.shape)
-        *others, roundings = experts
-        if _hc_moe(
-            output, streams.contiguous(), post, comb, entry, iters, norm_eps, eps, *others,
-            roundings[0]._value_, roundings[1]._value_, y,
-        ):  # fmt: skip
+        if _hc_moe(output, streams.contiguous(), post, comb, entry, experts, iters, norm_eps, eps, y):
             return y
     return composed.hc_moe(
         kernels, output, streams, post, comb, entry, experts, iters=iters, norm_eps=norm_eps, eps=eps
+    )
+
+
+def block(
+    streams: Tensor,
+    inputs: InputArguments,
+    slots: tuple[Tensor, ...],
+    seen: SeenArguments,
+    entry: StreamEntry,
+    experts: MoeArguments,
+    *,
+    iters: int,
+    norm_eps: float,
+    eps: float,
+) -> Tensor:
+    if _plain(streams, inputs, seen, entry, experts):
+        y = streams.new_empty(streams.shape)
+        if _block(streams.contiguous(), inputs, slots, seen, entry, experts, iters, norm_eps, eps, y):
+            return y
+    return composed.block(
+        kernels, streams, inputs, slots, seen, entry, experts, iters=iters, norm_eps=norm_eps, eps=eps
     )
 
 
@@ -307,6 +314,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "compressor_inputs": compressor_inputs,
     "moe": moe,
     "hc_moe": hc_moe,
+    "block": block,
     **tensor_ops.OPS,
 }
 NOTES: dict[str, str] = {**dict.fromkeys(OPS, _COVERAGE), **tensor_ops.NOTES}

@@ -109,8 +109,14 @@ struct AttentionArguments {
     float scale;
     bool round;
 };
-Attention attention_of(const Argument& q, const AttentionArguments& a);
-bool attends(nb::handle q, const AttentionArguments& a);  // whether we can
+// Queries [batch, tokens, heads, width], one row a head.
+struct Queries {
+    Rows rows;
+    index_t batch, tokens, heads, width;
+};
+Queries queries_of(const Argument& q);
+Attention attention_of(const Queries& q, const AttentionArguments& a);
+bool attends(const AttentionArguments& a);  // whether we can, with queries of ours
 
 // The operations of tensor_ops.h and composed_ops.h as functions of the module.
 void add_tensor_ops(nb::module_& m);

@@ -30,6 +30,18 @@ void add_bias(const CompressorInputs& c, const index_t* positions, index_t token
     }
 }
 
+// rows [batch, tokens, width] into their slots of a buffer.
+void put(const float* rows, index_t width, const Attention& shape, const Buffer& slot) {
+    for (index_t b = 0; b < shape.batch; ++b)
+        for (index_t t = 0; t < shape.tokens; ++t, rows += width) {
+            void* to = const_cast<void*>(slot.at(b, t));
+            if (slot.rows.type == Type::F32)
+                std::copy(rows, rows + width, static_cast<float*>(to));
+            else
+                vector_kernels().narrow(rows, width, static_cast<bf16*>(to));
+        }
+}
+
 // Tokens whose visits are worked on at once: bounds the memory for the experts' results.
 constexpr index_t kTokensAtOnce = 1024;
 
@@ -123,6 +135,32 @@ void hc_moe(const StreamReturn& back, const Entering& to, const MixtureOfExperts
     hc_next(&back, Type::F32, tokens, n, width, entry, streams);
     moe(m, rows_of(x, tokens, width), result);
     hc_post(result, streams, Type::F32, tokens, n, width, entry.post, entry.comb, y);
+}
+
+void block(const Block& b, float* y) {
+    thread_local Scratch input_memory, post_memory, comb_memory, qr_memory, q_memory, out_memory;
+    thread_local std::vector<Scratch> row_memory;
+    AttentionInputs in = b.in;
+    Attention seen = b.seen;
+    const index_t tokens = in.from.tokens, n = in.from.n, width = in.from.width;
+    StreamEntry& entry = in.from.entry;
+    entry.input = input_memory.floats(tokens * width);
+    entry.post = post_memory.floats(tokens * n), entry.comb = comb_memory.floats(tokens * n * n);
+    if (row_memory.size() < b.slots.size()) row_memory.resize(b.slots.size());
+    float *qr = qr_memory.floats(tokens * in.wq_a.rows), *q = q_memory.floats(tokens * in.wq_b.rows);
+    float* kv = row_memory[0].floats(tokens * in.wkv.rows);
+    for (std::size_t i = 0; i < in.compressors.size(); ++i)
+        in.compressors[i].y = row_memory[i + 1].floats(tokens * 2 * in.compressors[i].wkv.rows);
+    attention_inputs(in, qr, q, kv);
+    put(kv, in.wkv.rows, seen, b.slots[0]);
+    for (std::size_t i = 0; i < in.compressors.size(); ++i)
+        put(in.compressors[i].y, 2 * in.compressors[i].wkv.rows, seen, b.slots[i + 1]);
+    seen.q = {q, Type::F32, seen.width};
+    float* output = out_memory.floats(tokens * width);
+    attention(seen, b.out, output);
+    Entering to = in.from;
+    to.entry = b.to_moe;
+    hc_moe({output, in.from.streams, entry.post, entry.comb}, to, b.experts, y);
 }
 
 }  // namespace fourfold

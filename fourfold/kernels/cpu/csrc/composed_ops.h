@@ -81,6 +81,18 @@ struct MixtureOfExperts {
 // comb are not set.
 void hc_moe(const StreamReturn& back, const Entering& to, const MixtureOfExperts& m, float* y);
 
+// A whole block: attention_inputs, whose kv and compressors' rows go into `slots`, attention on what `seen` has besides
+// the queries, and hc_moe.  The inputs' x, post and comb, the compressors' rows and the queries are not set.
+struct Block {
+    AttentionInputs in;
+    std::vector<Buffer> slots;  // of kv, and of each compressor: [batch, tokens, width]
+    Attention seen;
+    AttentionOutput out;
+    StreamEntry to_moe;
+    MixtureOfExperts experts;
+};
+void block(const Block& b, float* y);
+
 // x [tokens, D] -> y [tokens, D].
 void moe(const MixtureOfExperts& m, const Activations& x, float* y);
 

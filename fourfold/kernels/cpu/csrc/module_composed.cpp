@@ -1,5 +1,7 @@
 // The operations of composed_ops.h in the Python module.  Each returns False, and has done nothing, where a weight
 // lies as the products do not read it.
+#include <string>
+
 #include "composed_ops.h"
 #include "stored.h"
 #include "streams.h"
@@ -27,29 +29,34 @@ const index_t* positions_of(const Argument& positions, index_t tokens) {
     return at;
 }
 
+// Element i of a tuple of `count`.
+Object item(Object tuple, int i, int count) {
+    if (!PyTuple_CheckExact(tuple.ptr()) || PyTuple_GET_SIZE(tuple.ptr()) != count)
+        throw nb::type_error(("an argument is not a tuple of " + std::to_string(count)).c_str());
+    return PyTuple_GET_ITEM(tuple.ptr(), i);
+}
+
+// A fourfold.kernels.formats.Rounding.
+Rounding rounding_of(Object rounding) {
+    static PyObject* const name = PyUnicode_InternFromString("_value_");
+    return fourfold::rounding_of(nb::cast<int>(nb::steal(PyObject_GetAttr(rounding.ptr(), name))));
+}
+
 // (wkv, wgate, ape) of a compressor.
 struct Compressor {
     StoredPair wkv, wgate;
     Object ape;
 
-    explicit Compressor(Object parts)
-        : wkv(item(parts, 0)), wgate(item(parts, 1)), ape(item(parts, 2)) {}
+    explicit Compressor(Object parts) : wkv(item(parts, 0, 3)), wgate(item(parts, 1, 3)), ape(item(parts, 2, 3)) {}
     bool readable() const { return wkv.readable() && wgate.readable() && Glance(ape).f32(); }
-    CompressorInputs inputs(const Argument& x, const Argument& y, index_t tokens) const {
+    // For x of this width; where the rows go is not set.
+    CompressorInputs inputs(index_t width) const {
         const Argument bias(ape, "ape");
-        CompressorInputs c{matrix(wkv, "wkv"), matrix(wgate, "wgate"), bias.floats(), bias.shape[0], nullptr};
-        x.check(x.last() == c.wkv.columns && x.last() == c.wgate.columns && c.wkv.rows == c.wgate.rows,
-                "does not fit a compressor");
+        const CompressorInputs c{matrix(wkv, "wkv"), matrix(wgate, "wgate"), bias.floats(), bias.shape[0], nullptr};
+        bias.check(width == c.wkv.columns && width == c.wgate.columns && c.wkv.rows == c.wgate.rows,
+                   "has beside it weights that do not fit");
         bias.check(bias.ndim == 2 && bias.shape[0] > 0 && bias.last() == c.wkv.rows, "does not fit the weights");
-        c.y = output(y, tokens * 2 * c.wkv.rows);
         return c;
-    }
-
-private:
-    static Object item(Object parts, int i) {
-        if (!PyTuple_CheckExact(parts.ptr()) || PyTuple_GET_SIZE(parts.ptr()) != 3)
-            throw nb::type_error("a compressor is not (wkv, wgate, ape)");
-        return PyTuple_GET_ITEM(parts.ptr(), i);
     }
 };
 
@@ -58,87 +65,140 @@ struct EntryArguments {
     MixingArguments mixing;
     Object norm;
 
-    EntryArguments(const nb::tuple& entry, int iterations, float norm_eps, float eps)
-        : mixing{entry[0], entry[1], entry[2], iterations, norm_eps, eps}, norm(entry[3]) {}
+    EntryArguments(Object entry, int iterations, float norm_eps, float eps)
+        : mixing{item(entry, 0, 4), item(entry, 1, 4), item(entry, 2, 4), iterations, norm_eps, eps},
+          norm(item(entry, 3, 4)) {}
     bool enters(Object streams) const {
         return Glance(streams).f32() && mixes(streams, mixing) && Glance(norm).floats();
     }
 };
 
+Rounding rounding_at(Object roundings, int i, int count) { return rounding_of(item(roundings, i, count)); }
+
+// What kernels.attention_inputs takes after the streams.
+struct InputArguments {
+    static constexpr int kCount = 13;
+    EntryArguments entry;
+    StoredPair wq_a, wq_b, wkv;
+    Object q_norm, kv_norm, cos, sin, roundings, positions, to_compressors;
+    index_t heads;
+    std::vector<Compressor> compressors;
+
+    InputArguments(Object a, int iterations, float norm_eps, float eps)
+        : entry(item(a, 0, kCount), iterations, norm_eps, eps), wq_a(item(a, 1, kCount)), wq_b(item(a, 3, kCount)),
+          wkv(item(a, 4, kCount)), q_norm(item(a, 2, kCount)), kv_norm(item(a, 5, kCount)), cos(item(a, 6, kCount)),
+          sin(item(a, 7, kCount)), roundings(item(a, 9, kCount)), positions(item(a, 11, kCount)),
+          to_compressors(item(a, 12, kCount)), heads(nb::cast<index_t>(item(a, 8, kCount))) {
+        for (Object parts : nb::borrow<nb::tuple>(item(a, 10, kCount))) compressors.emplace_back(parts);
+    }
+    bool covered(Object streams) const {
+        for (const Compressor& c : compressors)
+            if (!c.readable()) return false;
+        return entry.enters(streams) && wq_a.readable() && wq_b.readable() && wkv.readable();
+    }
+    // Of these streams; where x, post, comb and the compressors' rows go is not set.
+    AttentionInputs parts(const Streams& streams) const {
+        const index_t tokens = streams.tokens, width = streams.width;
+        AttentionInputs a{{static_cast<const float*>(streams.x.memory()), tokens, streams.n, width,
+                           streams.entry(entry.norm, nullptr, static_cast<float*>(nullptr), static_cast<float*>(nullptr))},
+                          matrix(wq_a, "wq_a"), matrix(wq_b, "wq_b"), matrix(wkv, "wkv"), rounding_at(roundings, 0, 3),
+                          rounding_at(roundings, 1, 3), rounding_at(roundings, 2, 3), rounding_of(to_compressors), {}, {},
+                          angles_of(Argument(cos, "cos"), Argument(sin, "sin"), tokens), heads,
+                          streams.mixing.norm_eps, nullptr, {}};
+        streams.x.check(width == a.wq_a.columns && width == a.wkv.columns, "does not fit wq_a and wkv");
+        streams.x.check(a.wq_b.columns == a.wq_a.rows && heads > 0 && a.wq_b.rows % heads == 0, "does not fit wq_b");
+        streams.x.check(2 * a.angles.pairs <= a.wkv.rows && 2 * a.angles.pairs <= a.wq_b.rows / heads,
+                        "is turned by too much");
+        a.q_norm = norm_weight(Argument(q_norm, "q_norm"), a.wq_a.rows);
+        a.kv_norm = norm_weight(Argument(kv_norm, "kv_norm"), a.wkv.rows);
+        if (!compressors.empty()) a.positions = positions_of(Argument(positions, "positions"), tokens);
+        for (const Compressor& c : compressors) a.compressors.push_back(c.inputs(width));
+        return a;
+    }
+};
+
 // streams [..., n, D] f32 -> x [..., D], post, comb, qr [..., R], q [..., heads, C], kv [..., C] and rows [..., 2 C']
 // of each compressor, in place.
-bool py_attention_inputs(Object streams_object, nb::tuple entry, int iterations, float norm_eps, float eps, Object wq_a,
-                         Object q_norm, Object wq_b, Object wkv, Object kv_norm, Object cos, Object sin, index_t heads,
-                         int to_wq_a, int to_wq_b, int to_wkv, nb::tuple compressors, Object positions,
-                         int to_compressors, Object x_object, Object post, Object comb, Object qr_object,
-                         Object q_object, Object kv_object, nb::list rows) {
-    const StoredPair first(wq_a), second(wq_b), values(wkv);
-    const EntryArguments entering(entry, iterations, norm_eps, eps);
-    if (!entering.enters(streams_object) || !first.readable() || !second.readable() || !values.readable()) return false;
-    const Streams streams(streams_object, entering.mixing);
-    const Argument x(x_object, "x"), qr(qr_object, "qr"), q(q_object, "q"), kv(kv_object, "kv");
+bool py_attention_inputs(Object streams_object, Object inputs, int iterations, float norm_eps, float eps, Object x,
+                         Object post, Object comb, Object qr, Object q, Object kv, nb::list rows) {
+    const InputArguments from(inputs, iterations, norm_eps, eps);
+    if (!from.covered(streams_object)) return false;
+    const Streams streams(streams_object, from.entry.mixing);
     const index_t tokens = streams.tokens;
-    float* in = output(x, tokens * streams.width);
-    AttentionInputs a{{static_cast<const float*>(streams.x.memory()), tokens, streams.n, streams.width,
-                       streams.entry(entering.norm, in, post, comb)},
-                      matrix(first, "wq_a"), matrix(second, "wq_b"), matrix(values, "wkv"), rounding_of(to_wq_a),
-                      rounding_of(to_wq_b), rounding_of(to_wkv), rounding_of(to_compressors), {}, {},
-                      angles_of(Argument(cos, "cos"), Argument(sin, "sin"), tokens), heads, norm_eps, nullptr, {}};
-    x.check(streams.width == a.wq_a.columns && streams.width == a.wkv.columns, "does not fit wq_a and wkv");
-    q.check(a.wq_b.columns == a.wq_a.rows && heads > 0 && a.wq_b.rows % heads == 0, "does not fit wq_b");
-    kv.check(2 * a.angles.pairs <= a.wkv.rows && 2 * a.angles.pairs <= a.wq_b.rows / heads, "is turned by too much");
-    a.q_norm = norm_weight(Argument(q_norm, "q_norm"), a.wq_a.rows);
-    a.kv_norm = norm_weight(Argument(kv_norm, "kv_norm"), a.wkv.rows);
-    if (compressors.size() > 0) a.positions = positions_of(Argument(positions, "positions"), tokens);
-    x.check(rows.size() == compressors.size(), "has not rows for each compressor");
-    for (std::size_t i = 0; i < compressors.size(); ++i) {
-        const Compressor compressor(compressors[i]);
-        if (!compressor.readable()) return false;
-        a.compressors.push_back(compressor.inputs(x, Argument(rows[i], "rows"), tokens));
-    }
-    float *to_qr = output(qr, tokens * a.wq_a.rows), *to_q = output(q, tokens * a.wq_b.rows),
-          *to_kv = output(kv, tokens * a.wkv.rows);
+    AttentionInputs a = from.parts(streams);
+    a.from.entry.input = output(Argument(x, "x"), tokens * streams.width);
+    a.from.entry.post = output(Argument(post, "post"), tokens * streams.n);
+    a.from.entry.comb = output(Argument(comb, "comb"), tokens * streams.n * streams.n);
+    streams.x.check(rows.size() == a.compressors.size(), "has not rows for each compressor");
+    for (std::size_t i = 0; i < rows.size(); ++i)
+        a.compressors[i].y = output(Argument(rows[i], "rows"), tokens * 2 * a.compressors[i].wkv.rows);
+    float *to_qr = output(Argument(qr, "qr"), tokens * a.wq_a.rows),
+          *to_q = output(Argument(q, "q"), tokens * a.wq_b.rows),
+          *to_kv = output(Argument(kv, "kv"), tokens * a.wkv.rows);
     nb::gil_scoped_release release;
     attention_inputs(a, to_qr, to_q, to_kv);
     return true;
 }
 
-// Whether groups that are no whole number of FP8 blocks share scales with their neighbours.
-bool shares_scales(const StoredPair& stack, index_t groups) {
-    const Glance w(stack.weight);
-    return w.is(dlpack::Code::E4M3, 8) && (groups < 1 || w.shape[0] / groups % kFp8Block != 0);
-}
+// What kernels.attention takes after the queries.
+struct SeenArguments {
+    static constexpr int kCount = 14;
+    AttentionArguments seen;
+    Rounding rounding;
+    Object cos, sin, roundings;
+    StoredPair wo_a, wo_b;
+    index_t groups;
+
+    explicit SeenArguments(Object a)
+        : seen{item(a, 0, kCount), item(a, 1, kCount), item(a, 2, kCount), item(a, 3, kCount), item(a, 4, kCount),
+               item(a, 5, kCount), nb::cast<float>(item(a, 6, kCount)), false},
+          rounding(rounding_of(item(a, 7, kCount))), cos(item(a, 8, kCount)), sin(item(a, 9, kCount)),
+          roundings(item(a, 13, kCount)), wo_a(item(a, 10, kCount)), wo_b(item(a, 12, kCount)),
+          groups(nb::cast<index_t>(item(a, 11, kCount))) {
+        seen.round = rounding == Rounding::Bf16;
+    }
+    bool covered() const {
+        return rounding != Rounding::Fp8 && attends(seen) && wo_a.readable() && wo_b.readable() && !shares_scales();
+    }
+    AttentionOutput output(index_t tokens, index_t heads, index_t width) const {
+        const AttentionOutput out{matrix(wo_a, "wo_a", groups), matrix(wo_b, "wo_b"), rounding_at(roundings, 0, 2),
+                                  rounding_at(roundings, 1, 2),
+                                  angles_of(Argument(cos, "cos"), Argument(sin, "sin"), tokens), groups};
+        const Argument weight(wo_a.weight, "wo_a");
+        weight.check(out.wo_a.columns * groups == heads * width && 2 * out.angles.pairs <= width, "does not fit q");
+        weight.check(out.wo_b.columns == groups * out.wo_a.rows, "does not fit wo_b");
+        return out;
+    }
+
+private:
+    // Whether groups that are no whole number of FP8 blocks share scales with their neighbours.
+    bool shares_scales() const {
+        const Glance w(wo_a.weight);
+        return w.is(dlpack::Code::E4M3, 8) && (groups < 1 || w.shape[0] / groups % kFp8Block != 0);
+    }
+};
 
 // q [B, T, H, C] f32 and what it sees -> y [B, T, D] f32, in place.
-bool py_attention(Object q_object, Object window, Object window_range, Object entries, Object entry_range,
-                  Object entry_index, Object sink, float scale, bool round, Object cos, Object sin, Object wo_a,
-                  index_t groups, Object wo_b, int to_wo_a, int to_wo_b, Object y_object) {
-    const StoredPair first(wo_a), second(wo_b);
-    const AttentionArguments seen{window, window_range, entries, entry_range, entry_index, sink, scale, round};
+bool py_attention(Object q_object, Object rest, Object y) {
+    const SeenArguments from(rest);
     const Glance queries(q_object);
-    if (!queries.f32() || !queries.some() || !attends(q_object, seen)) return false;
-    if (!first.readable() || !second.readable() || shares_scales(first, groups)) return false;
-    const Argument q(q_object, "q", Layout::Rows), y(y_object, "y");
-    const Attention a = attention_of(q, seen);
-    const index_t tokens = a.batch * a.tokens;
-    const AttentionOutput out{matrix(first, "wo_a", groups), matrix(second, "wo_b"), rounding_of(to_wo_a),
-                              rounding_of(to_wo_b), angles_of(Argument(cos, "cos"), Argument(sin, "sin"), tokens),
-                              groups};
-    q.check(out.wo_a.columns * groups == a.heads * a.width && 2 * out.angles.pairs <= a.width, "does not fit wo_a");
-    y.check(out.wo_b.columns == groups * out.wo_a.rows, "does not fit wo_b");
-    float* to = output(y, tokens * out.wo_b.rows);
+    if (!queries.f32() || !queries.gapless() || !queries.some() || !from.covered()) return false;
+    const Attention a = attention_of(queries_of(Argument(q_object, "q")), from.seen);
+    const AttentionOutput out = from.output(a.batch * a.tokens, a.heads, a.width);
+    float* to = output(Argument(y, "y"), a.batch * a.tokens * out.wo_b.rows);
     nb::gil_scoped_release release;
     attention(a, out, to);
     return true;
 }
 
 // x [..., D], ape [m, C], positions [...] int64 -> y [..., 2C] f32, in place.
-bool py_compressor_inputs(Object x_object, Object parts, Object positions, int rounding, Object y_object) {
+bool py_compressor_inputs(Object x_object, Object parts, Object positions, Object rounding, Object y) {
     const Compressor compressor(parts);
     if (!compressor.readable() || !Glance(x_object).floats()) return false;
     const Argument x(x_object, "x");
     const Activations rows = rows_of(x);
-    const CompressorInputs c = compressor.inputs(x, Argument(y_object, "y"), rows.count);
+    CompressorInputs c = compressor.inputs(x.last());
+    c.y = output(Argument(y, "y"), rows.count * 2 * c.wkv.rows);
     const index_t* at = positions_of(Argument(positions, "positions"), rows.count);
     const Rounding how = rounding_of(rounding);
     nb::gil_scoped_release release;
@@ -150,18 +210,23 @@ bool py_compressor_inputs(Object x_object, Object parts, Object positions, int r
 struct ExpertWeights {
     StoredPair w1, w3, w2;
 
-    explicit ExpertWeights(const nb::tuple& parts) : w1(parts[0]), w3(parts[1]), w2(parts[2]) {}
+    explicit ExpertWeights(Object parts) : w1(item(parts, 0, 3)), w3(item(parts, 1, 3)), w2(item(parts, 2, 3)) {}
     bool readable() const { return w1.readable() && w3.readable() && w2.readable(); }
 };
 
+// What kernels.moe takes after x.
 struct MoeArguments {
-    Object router, bias, chosen;
+    static constexpr int kCount = 9;
+    Object router, bias, chosen, roundings;
     index_t choices;
-    float scaling;
+    float scaling, limit;
     ExpertWeights routed, shared;
-    float limit;
-    int to_routed, to_shared;
 
+    explicit MoeArguments(Object a)
+        : router(item(a, 0, kCount)), bias(item(a, 1, kCount)), chosen(item(a, 2, kCount)),
+          roundings(item(a, 8, kCount)), choices(nb::cast<index_t>(item(a, 3, kCount))),
+          scaling(nb::cast<float>(item(a, 4, kCount))), limit(nb::cast<float>(item(a, 7, kCount))),
+          routed(item(a, 5, kCount)), shared(item(a, 6, kCount)) {}
     bool readable() const { return Glance(router).floats() && routed.readable() && shared.readable(); }
     // For `tokens` rows of `width`.
     MixtureOfExperts parts(index_t tokens, index_t width) const;
@@ -173,8 +238,8 @@ MixtureOfExperts MoeArguments::parts(index_t tokens, index_t width) const {
     m.routed = stacks_of(stack, routed.w1.scale, Argument(routed.w3.weight, "w3"), routed.w3.scale,
                          Argument(routed.w2.weight, "w2"), routed.w2.scale);
     m.shared = {matrix(shared.w1, "shared w1"), matrix(shared.w3, "shared w3"), matrix(shared.w2, "shared w2"),
-                rounding_of(to_shared)};
-    m.gate = {limit, rounding_of(to_routed)};
+                rounding_at(roundings, 1, 2)};
+    m.gate = {limit, rounding_at(roundings, 0, 2)};
     m.experts = scores.ndim == 2 ? scores.shape[0] : 0;
     m.router = scores.rows();
     m.scaling = scaling;
@@ -198,11 +263,9 @@ MixtureOfExperts MoeArguments::parts(index_t tokens, index_t width) const {
     return m;
 }
 
-// x [..., D] f32, router [E, D], bias [E] or chosen [N, K] int64 -> y [..., D] f32, in place.
-bool py_moe(Object x_object, Object router, Object bias, Object chosen, index_t choices, float scaling,
-            nb::tuple routed, nb::tuple shared, float limit, int to_routed, int to_shared, Object y) {
-    const MoeArguments from{router, bias, chosen, choices, scaling, ExpertWeights(routed), ExpertWeights(shared), limit,
-                            to_routed, to_shared};
+// x [..., D] f32 -> y [..., D] f32, in place.
+bool py_moe(Object x_object, Object experts, Object y) {
+    const MoeArguments from(experts);
     const Glance rows(x_object);
     if (!rows.f32() || !rows.gapless() || !rows.some() || !from.readable()) return false;
     const Argument x(x_object, "x");
@@ -214,18 +277,19 @@ bool py_moe(Object x_object, Object router, Object bias, Object chosen, index_t 
     return true;
 }
 
+StreamEntry entry_of(const Streams& s, Object norm) {
+    return s.entry(norm, nullptr, static_cast<float*>(nullptr), static_cast<float*>(nullptr));
+}
+
 // From attention's output [..., D] f32, and the post and comb of its streams [..., n, D], to the streams y.
-bool py_hc_moe(Object output_object, Object streams_object, Object post, Object comb, nb::tuple entry, int iterations,
-               float norm_eps, float eps, Object router, Object bias, Object chosen, index_t choices, float scaling,
-               nb::tuple routed, nb::tuple shared, float limit, int to_routed, int to_shared, Object y) {
+bool py_hc_moe(Object output_object, Object streams_object, Object post, Object comb, Object entry, Object experts,
+               int iterations, float norm_eps, float eps, Object y) {
     const EntryArguments entering(entry, iterations, norm_eps, eps);
-    const MoeArguments from{router, bias, chosen, choices, scaling, ExpertWeights(routed), ExpertWeights(shared), limit,
-                            to_routed, to_shared};
-    if (!entering.enters(streams_object) || !from.readable()) return false;
+    const MoeArguments from(experts);
+    if (!Glance(output_object).f32() || !entering.enters(streams_object) || !from.readable()) return false;
     const Streams s(streams_object, entering.mixing);
     const StreamReturn back = return_of(s.x, output_object, post, comb);
-    const Entering to{static_cast<const float*>(s.x.memory()), s.tokens, s.n, s.width,
-                      s.entry(entering.norm, nullptr, static_cast<float*>(nullptr), static_cast<float*>(nullptr))};
+    const Entering to{static_cast<const float*>(s.x.memory()), s.tokens, s.n, s.width, entry_of(s, entering.norm)};
     const MixtureOfExperts m = from.parts(s.tokens, s.width);
     float* result = output(Argument(y, "y"), s.x.size());
     nb::gil_scoped_release release;
@@ -233,18 +297,50 @@ bool py_hc_moe(Object output_object, Object streams_object, Object post, Object 
     return true;
 }
 
+// Where rows [B, T, width] of a buffer go.
+Buffer slot_of(Object object, const Streams& s, index_t width) {
+    const Argument slot(object, "slot", Layout::Rows);
+    slot.check(slot.ndim == 3 && slot.shape[0] == s.x.shape[0] && slot.shape[1] == s.x.shape[1] && slot.last() == width,
+               "does not fit its rows");
+    return {{slot.memory(), slot.type(), slot.strides[1]}, slot.strides[0]};
+}
+
+// streams [B, T, n, D] f32 -> those after the block, y; kv and the compressors' rows go into the slots.
+bool py_block(Object streams_object, Object inputs, nb::tuple slots, Object seen, Object entry, Object experts,
+              int iterations, float norm_eps, float eps, Object y) {
+    const InputArguments from(inputs, iterations, norm_eps, eps);
+    const SeenArguments sees(seen);
+    const EntryArguments entering(entry, iterations, norm_eps, eps);
+    const MoeArguments mixture(experts);
+    if (!from.covered(streams_object) || !sees.covered() || !entering.enters(streams_object) || !mixture.readable())
+        return false;
+    const Streams s(streams_object, from.entry.mixing), next(streams_object, entering.mixing);
+    s.x.check(s.x.ndim == 4, "is not [B, T, n, D]");
+    Block b{from.parts(s), {}, {}, {}, entry_of(next, entering.norm), mixture.parts(s.tokens, s.width)};
+    const index_t width = b.in.wkv.rows;
+    s.x.check(b.in.wq_b.rows == b.in.heads * width, "does not fit wq_b and wkv");
+    s.x.check(slots.size() == b.in.compressors.size() + 1, "has not a slot for kv and each compressor");
+    b.slots.push_back(slot_of(slots[0], s, width));
+    for (std::size_t i = 1; i < slots.size(); ++i)
+        b.slots.push_back(slot_of(slots[i], s, 2 * b.in.compressors[i - 1].wkv.rows));
+    b.seen = attention_of({{}, s.x.shape[0], s.x.shape[1], b.in.heads, width}, sees.seen);
+    b.out = sees.output(s.tokens, b.in.heads, width);
+    s.x.check(b.out.wo_b.rows == s.width, "does not fit wo_b");
+    float* to = output(Argument(y, "y"), s.x.size());
+    nb::gil_scoped_release release;
+    block(b, to);
+    return true;
+}
+
 }  // namespace
 
 void add_composed_ops(nb::module_& m) {
-    const nb::arg given;
-    const auto maybe = nb::arg().none();
     m.def("attention_inputs", &py_attention_inputs);
-    m.def("attention", &py_attention, given, given, given, maybe, maybe, maybe, given, given, given, given, given, given,
-          given, given, given, given, given);
+    m.def("attention", &py_attention);
     m.def("compressor_inputs", &py_compressor_inputs);
-    m.def("moe", &py_moe, given, given, maybe, maybe, given, given, given, given, given, given, given, given);
-    m.def("hc_moe", &py_hc_moe, given, given, given, given, given, given, given, given, given, maybe, maybe, given,
-          given, given, given, given, given, given, given);
+    m.def("moe", &py_moe);
+    m.def("hc_moe", &py_hc_moe);
+    m.def("block", &py_block);
 }
 
 }  // namespace fourfold

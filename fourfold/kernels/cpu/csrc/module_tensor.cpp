@@ -193,7 +193,7 @@ const index_t* ranges(const Argument& r, index_t queries, index_t count) {
 void py_sparse_attention(Object q_object, Object window, Object window_range, Object entries, Object entry_range,
                          Object entry_index, Object sink, float scale, bool round, Object y_object) {
     const Argument q(q_object, "q", Layout::Rows), y(y_object, "y");
-    const Attention a = attention_of(q, {window, window_range, entries, entry_range, entry_index, sink, scale, round});
+    const Attention a = attention_of(queries_of(q), {window, window_range, entries, entry_range, entry_index, sink, scale, round});
     void* to = output_like(y, q, q.size());
     nb::gil_scoped_release release;
     sparse_attention(a, to);
@@ -223,16 +223,20 @@ void py_index_topk(Object q_object, Object weights_object, Object keys_object, O
 
 }  // namespace
 
-bool attends(nb::handle q, const AttentionArguments& a) {
-    return Glance(q).floats() && Glance(a.window).floats() && (a.entries.is_none() || Glance(a.entries).floats()) &&
+bool attends(const AttentionArguments& a) {
+    return Glance(a.window).floats() && (a.entries.is_none() || Glance(a.entries).floats()) &&
            Glance(a.sink).f32();
 }
 
-Attention attention_of(const Argument& q, const AttentionArguments& from) {
+Queries queries_of(const Argument& q) {
     q.check(q.ndim == 4, "is not [B, T, H, C]");
+    return {q.rows(), q.shape[0], q.shape[1], q.shape[2], q.shape[3]};
+}
+
+Attention attention_of(const Queries& q, const AttentionArguments& from) {
     Attention a{};
-    a.q = q.rows();
-    a.batch = q.shape[0], a.tokens = q.shape[1], a.heads = q.shape[2], a.width = q.shape[3];
+    a.q = q.rows;
+    a.batch = q.batch, a.tokens = q.tokens, a.heads = q.heads, a.width = q.width;
     const Argument window(from.window, "window", Layout::Rows), sink(from.sink, "sink");
     a.window = a.entries = buffer(window, a.batch, a.width);
     const index_t queries = a.batch * a.tokens;
