@@ -19,6 +19,7 @@ from fourfold.errors import RequestError
 _MASK = (1 << 64) - 1
 _COLDEST = 1e-30  # below it a temperature is no longer a float32; the nearest token is chosen all the same
 _PIECE = 1 << 14
+_NUCLEUS = 128  # tokens among which top_p is first looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +116,29 @@ def keep_top_p(probabilities: Tensor, p: float) -> Tensor:
 
     [..., V] that sums to 1 -> same, not renormalised.
     """
-    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    if probabilities.dim() > 1:
+        return torch.stack([keep_top_p(row, p) for row in probabilities])
+    ordered, order = _most_likely(probabilities, p)
     # A token stays when what comes before it has not reached p; float64, since 10^5 float32 terms drift.
-    before = torch.nn.functional.pad(ordered.double().cumsum(dim=-1)[..., :-1], (1, 0))
+    before = torch.nn.functional.pad(ordered.double().cumsum(dim=-1)[:-1], (1, 0))
     kept = torch.where(before < p, ordered, 0.0)
     return torch.zeros_like(probabilities).scatter_(-1, order, kept)
+
+
+def _most_likely(probabilities: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """The first of all tokens in descending order, the lower id of equals first, and their ids; enough of
+    them for their sum to reach p.  [V] -> [n] twice."""
+    size = _NUCLEUS
+    # Sorting the whole vocabulary costs more than a small model's pass: few tokens hold nearly all mass.
+    while size < len(probabilities):
+        floor = probabilities.topk(size).values[-1]
+        ids = (probabilities >= floor).nonzero().squeeze(-1)
+        ordered, order = probabilities[ids].sort(descending=True, stable=True)
+        if float(ordered.double().cumsum(dim=-1)[-1]) >= p:
+            return ordered, ids[order]
+        size *= 8
+    ordered, order = probabilities.sort(descending=True, stable=True)
+    return ordered, order
 
 
 def exponential_noise(size: int, seed: int, position: int) -> Tensor:

@@ -103,7 +103,7 @@ class Attention(nn.Module):
         if any(place is None for place in places):
             return None
         slots, (window, *_) = zip(*places, strict=True)
-        return slots, self._seen(window, memory.entries.unchanged(), None, batch)
+        return slots, self._seen(window, memory.entries.unchanged(), layout.listed(self.ratio), batch)
 
     def _seen(
         self, window: Tensor, entries: Tensor | None, chosen: Tensor | None, batch: ForwardBatch

@@ -55,6 +55,19 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(p, kept):
     assert int((keep_top_p(probabilities, p) > 0).sum()) == kept
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.3, 2.0, 8.0])
+@pytest.mark.parametrize("p", [1e-6, 0.5, 0.95, 0.9999])
+def test_top_p_is_that_of_the_whole_vocabulary_in_order(spread, p):
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(3, 3000, generator=generator) * spread * 8).round() / 8  # with ties
+    probabilities = torch.softmax(logits, dim=-1)
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    before = torch.nn.functional.pad(ordered.double().cumsum(dim=-1)[..., :-1], (1, 0))
+    kept = torch.where(before < p, ordered, 0.0)
+    want = torch.zeros_like(probabilities).scatter_(-1, order, kept)
+    assert torch.equal(keep_top_p(probabilities, p), want)
+
+
 def test_top_k_breaks_ties_to_the_lower_id():
     assert keep_top_k(torch.tensor([0.1, 0.3, 0.3, 0.3]), 2).nonzero().flatten().tolist() == [1, 2]
 
