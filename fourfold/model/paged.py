@@ -76,9 +76,16 @@ class PagedCache:
         kept: (span, position, slot): the state of that span after `position` tokens, one of the call's, goes
         to another slot, too.
         """
+        call = self.running
         for name, data in self._of_slots.items():
-            target, source = self.running.moves(self.shape.slots[name].rows, kept)
-            data.index_copy_(1, target, data.index_select(1, source))
+            size = self.shape.slots[name].rows
+            if kept:
+                # First, while the slots still hold what the call's tokens will replace.
+                target, source = call.copies(size, kept)
+                data.index_copy_(1, target, data.index_select(1, source))
+            rows, which = call.own_rows(size)
+            staged = data.narrow(1, self.slots * size, call.tokens)
+            data.index_copy_(1, rows, staged if which is None else staged.index_select(1, which))
 
     @property
     def running(self) -> PagedLayout:

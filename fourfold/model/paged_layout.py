@@ -57,6 +57,7 @@ class PagedLayout:
         # Of every token: its span, and its position.
         self._span, number = _ragged(self._new)
         self._position = self._past[self._span] + number
+        self.tokens = len(self._span)
         self._found: dict[tuple[str, int], Tensor] = {}
 
     @cached_property
@@ -114,19 +115,24 @@ class PagedLayout:
         """Rows for the entries of these blocks.  [S] int64."""
         return self._once("written", ratio, lambda ratio: self._entry_rows(*self._finished(ratio), ratio))[0]
 
-    def moves(self, size: int, kept: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
-        """Rows of a stream with `size` rows a slot: to which ones, and from where, when the call is done.
+    def own_rows(self, size: int) -> tuple[Tensor, Tensor | None]:
+        """Rows of a stream with `size` rows a slot for the call's tokens, and which of these tokens are the
+        last `size` of their span and have one: None where all are."""
+        rows = self._slot[self._span] * size + self._position % size
+        if self._new.max() <= size:
+            return self._tensor(rows)[0], None
+        last = (self._position >= (self._end - size)[self._span]).nonzero()[0]
+        return self._tensor(rows[last])[0], self._tensor(last)[0]
 
-        The call's tokens go to their spans' slots.  kept: (span, position, slot): the state of the span after
-        `position` tokens goes to another slot.
+    def copies(self, size: int, kept: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
+        """To which rows, and from where, the states go that are kept of this call.
+
+        kept: (span, position, slot): the last `size` of that span's first `position` tokens, to a slot.
         """
-        more = np.array(kept, dtype=np.int64).reshape(-1, 3)
-        span = np.concatenate([np.arange(len(self._new)), more[:, 0]])
-        end = np.concatenate([self._end, more[:, 1]])
-        slot = np.concatenate([self._slot, more[:, 2]])
-        count = np.minimum(np.concatenate([self._new, more[:, 1]]), size)
+        span, position, slot = np.array(kept, dtype=np.int64).T
+        count = np.minimum(position, size)
         which, number = _ragged(count)
-        at = (end - count)[which] + number
+        at = (position - count)[which] + number
         target = slot[which] * size + at % size
         return self._tensor(target)[0], self._tensor(self._rows(span[which], at, size))[0]
 
@@ -187,7 +193,8 @@ class PagedLayout:
 
     def _tensor(self, values: Integers) -> Tensor:
         """[1, ...] on the device."""
-        return torch.from_numpy(values)[None].to(self.device)
+        tensor = torch.from_numpy(values)[None]
+        return tensor if self.device.type == "cpu" else tensor.to(self.device)
 
 
 def _before(counts: Integers) -> Integers:
