@@ -28,6 +28,11 @@ class Span:
     past: int
     new: int
 
+    @property
+    def end(self) -> int:
+        """Tokens that count when the call is done."""
+        return self.past + self.new
+
 
 class PagedLayout:
     """One row with the N tokens of all spans, one span after the other.
@@ -45,6 +50,7 @@ class PagedLayout:
         device: torch.device,
     ) -> None:
         self.device = device
+        self.spans = spans
         self._block_size = block_tokens
         self._window = window
         self._slots = len(table)
@@ -58,6 +64,9 @@ class PagedLayout:
         self._span, number = _ragged(self._new)
         self._position = self._past[self._span] + number
         self.tokens = len(self._span)
+        self._longest = max(s.end for s in spans)
+        self._most_new = max(s.new for s in spans)
+        self._completed: dict[int, int] = {}
         self._found: dict[tuple[str, int], Tensor] = {}
 
     @cached_property
@@ -81,11 +90,13 @@ class PagedLayout:
 
     def completed(self, ratio: int) -> int:
         """Blocks of `ratio` tokens that this call completes."""
-        return int((self._end // ratio - self._past // ratio).sum())
+        if ratio not in self._completed:
+            self._completed[ratio] = sum(s.end // ratio - s.past // ratio for s in self.spans)
+        return self._completed[ratio]
 
     def most_visible(self, ratio: int) -> int:
         """Compressed entries that the longest sequence has."""
-        return int(self._end.max()) // ratio
+        return self._longest // ratio
 
     def visible(self, ratio: int) -> Tensor:
         """Entries that each token sees, as `in_order` lists them.  [1, N, 2] int64."""
@@ -119,7 +130,7 @@ class PagedLayout:
         """Rows of a stream with `size` rows a slot for the call's tokens, and which of these tokens are the
         last `size` of their span and have one: None where all are."""
         rows = self._slot[self._span] * size + self._position % size
-        if self._new.max() <= size:
+        if self._most_new <= size:
             return self._tensor(rows)[0], None
         last = (self._position >= (self._end - size)[self._span]).nonzero()[0]
         return self._tensor(rows[last])[0], self._tensor(last)[0]
