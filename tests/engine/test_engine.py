@@ -68,7 +68,7 @@ REQUEST = st.tuples(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     requests=st.lists(REQUEST, min_size=1, max_size=10),
     blocks=st.integers(12, 40),
