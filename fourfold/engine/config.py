@@ -26,7 +26,7 @@ class EngineConfig:
     that runs.  None: what max_running requests of full length need, at most a 4th of what is free there.
     snapshots: states kept for reuse; 0: no prefix is reused.  snapshot_every: tokens between two of them,
     besides those at the ends of prompts and answers and where prompts have branched.
-    saved_memory: on the host, for preempted requests.  None: a 4th of `memory`.
+    saved_memory: on the host, for preempted requests; 0: they are computed again.  None: a 4th of `memory`.
     """
 
     max_running: int = 32
@@ -62,7 +62,7 @@ class EngineConfig:
             memory = fixed + self.max_running * longest * shape.block_bytes
             memory = memory if free is None else min(memory, max(free // _SHARE, fixed + shape.block_bytes))
         else:
-            memory = parse_ram(self.memory)
+            memory = parse_ram(self.memory, "memory")
         # A model without compressed layers needs no memory for blocks, only their numbers.
         blocks = (memory - fixed) // shape.block_bytes if shape.block_bytes else self.max_running * longest
         if blocks < 1:
@@ -78,10 +78,15 @@ class EngineConfig:
             block_tokens=shape.block_tokens,
             snapshots=self.snapshots,
             snapshot_every=self.snapshot_every,
-            saved_bytes=memory // _SHARE if self.saved_memory is None else parse_ram(self.saved_memory),
+            saved_bytes=self._saved(memory),
             slot_bytes=shape.slot_bytes,
             block_bytes=shape.block_bytes,
         )
+
+    def _saved(self, memory: int) -> int:
+        if self.saved_memory is None:
+            return memory // _SHARE
+        return 0 if self.saved_memory == 0 else parse_ram(self.saved_memory, "saved_memory")
 
     def _fixed(self, shape: Shape) -> int:
         """Bytes of all that is no block."""

@@ -75,7 +75,6 @@ class Engine:
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fourfold-engine")
         self._step_done: Future[None] | None = None
-        self._closed = False
 
     def submit(self, request: Request) -> Answer:
         """Take a request; `stream` and `generate` do this and wait for its chunks.
@@ -141,14 +140,15 @@ class Engine:
         if answer.ended:
             return
         self._orders.append(partial(self._cancel, answer))
-        if not self._closed:
+        try:
             done = self._thread.submit(self._obey)
-            if wait:
-                done.result()
+        except RuntimeError:
+            return  # the engine is closed, or the interpreter ends
+        if wait:
+            done.result()
 
     def close(self) -> None:
         """Stop the engine's thread.  Requests that still run stay unfinished."""
-        self._closed = True
         self._thread.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Engine:
@@ -206,6 +206,7 @@ class Engine:
     def _cancel(self, answer: Answer) -> None:
         for job in [job for job, own in self._answers.items() if own is answer]:
             self._end(job)
+        self._act()  # what was put aside for it goes now
 
     def _end(self, job: Job, error: Exception | None = None) -> None:
         """Give a request up, for this reason or none."""

@@ -20,7 +20,7 @@ class Session:
 
     def __init__(self, m: Transformer) -> None:
         self._model = m
-        self.reset()
+        self._engine = self._begin()
 
     def generate(self, prompt: Sequence[int], **options: Unpack[GenerateOptions]) -> Generation:
         """As `engine.generate`; what `prompt` shares with earlier ones is not computed again."""
@@ -31,4 +31,8 @@ class Session:
 
     def reset(self) -> None:
         """Forget everything."""
-        self._engine = Engine(self._model, EngineConfig(max_running=1, snapshots=_SNAPSHOTS))
+        self._engine.close()
+        self._engine = self._begin()
+
+    def _begin(self) -> Engine:
+        return Engine(self._model, EngineConfig(max_running=1, snapshots=_SNAPSHOTS))

@@ -110,13 +110,14 @@ class Attention(nn.Module):
     ) -> SeenArguments:
         """What `kernels.attention` takes after the queries."""
         own: Mapping[str, Any] = self._parameters
+        by_range = entries is not None and chosen is None
         wo_a, wo_b = self._projections[-2:]
         to_output = wo_b.stored
         return (
             window,
             batch.layout.window_range,
             entries,
-            None if entries is None else batch.layout.visible(self.ratio),
+            batch.layout.visible(self.ratio) if by_range else None,
             chosen,
             own["attn_sink"],
             self.width**-0.5,
@@ -131,8 +132,8 @@ class Attention(nn.Module):
     def _compressed(
         self, x: Tensor, qr: Tensor, rows: list[Tensor], batch: ForwardBatch, memory: LayerMemory
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Entries [B, S, C] if there are any, and the indexer's choice among them if it made one.  rows: of
-        the compressor, then of the indexer's."""
+        """Entries [B, S, C] if there are any, and which of them are seen where that is no range: the
+        indexer's choice, or all that lie apart.  rows: of the compressor, then of the indexer's."""
         compressor, indexer = self._choosing
         if compressor is None:
             return None, None

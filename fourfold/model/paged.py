@@ -8,6 +8,7 @@ behind the slots and move there by `commit`, so a call that fails changes nothin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from fourfold.config import ModelConfig
 from fourfold.model.memory import FRESH, LayerMemory
 from fourfold.model.paged_layout import PagedLayout, Span
 from fourfold.model.paged_shape import Shape, Stream
+
+_LINE = 64  # bytes; rows begin with a cache line
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,17 @@ class PagedCache:
         kept: (span, position, slot): the state of that span after `position` tokens, one of the call's, goes
         to another slot, too.
         """
+        call = self.running
         for name, data in self._of_slots.items():
-            target, source = self.running.moves(self.shape.slots[name].rows, kept)
-            data.index_copy_(1, target, data.index_select(1, source))
+            size = self.shape.slots[name].rows
+            if kept:
+                # First, while the slots still hold what the call's tokens will replace.
+                target, source = call.copies(size, kept)
+                data.index_copy_(1, target, data.index_select(1, source))
+            rows, which = call.own_rows(size)
+            slots = data.narrow(1, 0, self.slots * size)
+            staged = data.narrow(1, self.slots * size, call.tokens)
+            slots.index_copy_(1, rows, staged if which is None else staged.index_select(1, which))
 
     @property
     def running(self) -> PagedLayout:
@@ -128,8 +139,15 @@ class PagedCache:
         return sum(data.nbytes for data in (*self._of_slots.values(), *self._of_blocks.values()))
 
     def _new(self, stream: Stream, rows: int) -> Tensor:
+        shape = len(stream.layers), rows, stream.width
         # Zeros, not what memory happens to hold: a kernel may multiply rows that it then masks.
-        return torch.zeros(len(stream.layers), rows, stream.width, dtype=stream.dtype, device=self.device)
+        if self.device.type != "cpu":
+            return torch.zeros(shape, dtype=stream.dtype, device=self.device)
+        # torch writes its zeros; the system gives pages of zeros when they are first touched.
+        size = math.prod(shape) * stream.dtype.itemsize
+        memory = np.zeros(size + _LINE, dtype=np.uint8)
+        start = -memory.ctypes.data % _LINE
+        return torch.from_numpy(memory[start : start + size]).view(stream.dtype).view(shape)
 
     def _slot_rows(self) -> dict[str, Tensor]:
         """[layers, slots, rows, width] of each stream."""

@@ -28,6 +28,11 @@ class Span:
     past: int
     new: int
 
+    @property
+    def end(self) -> int:
+        """Tokens that count when the call is done."""
+        return self.past + self.new
+
 
 class PagedLayout:
     """One row with the N tokens of all spans, one span after the other.
@@ -45,6 +50,7 @@ class PagedLayout:
         device: torch.device,
     ) -> None:
         self.device = device
+        self.spans = spans
         self._block_size = block_tokens
         self._window = window
         self._slots = len(table)
@@ -57,6 +63,10 @@ class PagedLayout:
         # Of every token: its span, and its position.
         self._span, number = _ragged(self._new)
         self._position = self._past[self._span] + number
+        self.tokens = len(self._span)
+        self._longest = max(s.end for s in spans)
+        self._most_new = max(s.new for s in spans)
+        self._completed: dict[int, int] = {}
         self._found: dict[tuple[str, int], Tensor] = {}
 
     @cached_property
@@ -80,11 +90,13 @@ class PagedLayout:
 
     def completed(self, ratio: int) -> int:
         """Blocks of `ratio` tokens that this call completes."""
-        return int((self._end // ratio - self._past // ratio).sum())
+        if ratio not in self._completed:
+            self._completed[ratio] = sum(s.end // ratio - s.past // ratio for s in self.spans)
+        return self._completed[ratio]
 
     def most_visible(self, ratio: int) -> int:
         """Compressed entries that the longest sequence has."""
-        return int(self._end.max()) // ratio
+        return self._longest // ratio
 
     def visible(self, ratio: int) -> Tensor:
         """Entries that each token sees, as `in_order` lists them.  [1, N, 2] int64."""
@@ -114,19 +126,24 @@ class PagedLayout:
         """Rows for the entries of these blocks.  [S] int64."""
         return self._once("written", ratio, lambda ratio: self._entry_rows(*self._finished(ratio), ratio))[0]
 
-    def moves(self, size: int, kept: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
-        """Rows of a stream with `size` rows a slot: to which ones, and from where, when the call is done.
+    def own_rows(self, size: int) -> tuple[Tensor, Tensor | None]:
+        """Rows of a stream with `size` rows a slot for the call's tokens, and which of these tokens are the
+        last `size` of their span and have one: None where all are."""
+        rows = self._slot[self._span] * size + self._position % size
+        if self._most_new <= size:
+            return self._tensor(rows)[0], None
+        last = (self._position >= (self._end - size)[self._span]).nonzero()[0]
+        return self._tensor(rows[last])[0], self._tensor(last)[0]
 
-        The call's tokens go to their spans' slots.  kept: (span, position, slot): the state of the span after
-        `position` tokens goes to another slot.
+    def copies(self, size: int, kept: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
+        """To which rows, and from where, the states go that are kept of this call.
+
+        kept: (span, position, slot): the last `size` of that span's first `position` tokens, to a slot.
         """
-        more = np.array(kept, dtype=np.int64).reshape(-1, 3)
-        span = np.concatenate([np.arange(len(self._new)), more[:, 0]])
-        end = np.concatenate([self._end, more[:, 1]])
-        slot = np.concatenate([self._slot, more[:, 2]])
-        count = np.minimum(np.concatenate([self._new, more[:, 1]]), size)
+        span, position, slot = np.array(kept, dtype=np.int64).T
+        count = np.minimum(position, size)
         which, number = _ragged(count)
-        at = (end - count)[which] + number
+        at = (position - count)[which] + number
         target = slot[which] * size + at % size
         return self._tensor(target)[0], self._tensor(self._rows(span[which], at, size))[0]
 
@@ -187,7 +204,8 @@ class PagedLayout:
 
     def _tensor(self, values: Integers) -> Tensor:
         """[1, ...] on the device."""
-        return torch.from_numpy(values)[None].to(self.device)
+        tensor = torch.from_numpy(values)[None]
+        return tensor if self.device.type == "cpu" else tensor.to(self.device)
 
 
 def _before(counts: Integers) -> Integers:

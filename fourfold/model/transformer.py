@@ -170,7 +170,7 @@ class Transformer(HeadCollapse):
         CacheError as in `forward`.
         """
         self._check_owner(cache)
-        self._check_ids(ids[None], max(span.past + span.new for span in spans) - len(ids))
+        self._check_ids(ids[None], max(span.end for span in spans) - len(ids))
         layout = cache.begin(spans)
         streams = self._through(ids[None], self._batch(layout, ids[None]), cache.layers)
         return self._logits(streams[:, wanted])[0]

@@ -16,7 +16,7 @@ _V2 = ("memory.max", "memory.current", "inactive_file")
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
-def parse_ram(value: str | int) -> int:
+def parse_ram(value: str | int, name: str = "ram") -> int:
     """24 GiB as "24GiB" or a number of bytes -> bytes.  RequestError: it is no positive size."""
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
@@ -25,7 +25,8 @@ def parse_ram(value: str | int) -> int:
         size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     if size <= 0:
         raise RequestError(
-            f"ram is {value!r}; allowed: a number of bytes above 0, or one with KiB, MiB, GiB or TiB (24GiB)"
+            f"{name} is {value!r}; allowed: a number of bytes above 0, or one with KiB, MiB, GiB or TiB "
+            "(24GiB)"
         )
     return size
 

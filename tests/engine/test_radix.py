@@ -88,7 +88,7 @@ def test_common_beginning():
 TEXT = st.text(alphabet="ab", min_size=1, max_size=14)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     texts=st.lists(st.tuples(TEXT, st.integers(1, 14)), min_size=1, max_size=14),
     capacity=st.integers(0, 4),

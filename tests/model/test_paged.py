@@ -70,7 +70,7 @@ def reader(request: pytest.FixtureRequest) -> Reader:
     return Reader(build(TINY, request.param))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     steps=st.lists(
         st.dictionaries(st.integers(0, 2), st.sampled_from([1, 1, 2, 5, 40]), min_size=1),
