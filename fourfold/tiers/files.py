@@ -69,7 +69,8 @@ class WatchedFile:
     def _changed(self) -> CheckpointError:
         size = self._identity[0]
         try:
-            now = f"{os.stat(self.path).st_size:,} bytes now"
+            found = os.stat(self.path).st_size
+            now = f"{found:,} bytes now" if found != size else "written to since"
         except OSError as error:
             now = str(error.strerror)
         return CheckpointError(

@@ -94,21 +94,29 @@ class _Layer:
         self._first = number * tiers.table.per_layer
 
     def expect(self, streams: Tensor, ids: Tensor) -> None:
-        """Read ahead what the layer will ask for: known by token id, or guessed by its gate."""
+        """Read ahead what is known by token id, of this layer and later ones, or guessed by the gate."""
         tiers, cache = self._tiers, self._tiers.cache
-        tokens = ids.numel()
+        block = tiers.blocks[self._number]
         with tiers.running:
             if self._number == 0:
                 with cache.changed:
                     cache.forget_wishes()
-                for number, block in enumerate(tiers.blocks):
-                    if block.ffn.gate.hashed:
-                        known = block.ffn.gate.tid2eid[ids.flatten()]
-                        self._read_ahead(_distinct(known, number * cache.per_layer), tokens)
-            block = tiers.blocks[self._number]
             here = cache.slot[self._first : self._first + cache.per_layer]
+            ahead = self._known(ids)
             if not block.ffn.gate.hashed and bool((here < 0).any()):
-                self._read_ahead(_likeliest_first(predicted(block, streams), self._first), tokens)
+                ahead = _likeliest_first(predicted(block, streams), self._first) + ahead
+            with cache.changed:
+                cache.read_ahead(ahead, self._number, ids.numel())
+
+    def _known(self, ids: Tensor) -> list[int]:
+        """The experts of this and later layers that are routed by token id."""
+        tiers = self._tiers
+        found: list[int] = []
+        for number in range(self._number, len(tiers.blocks)):
+            gate = tiers.blocks[number].ffn.gate
+            if gate.hashed:
+                found += _distinct(gate.tid2eid[ids.flatten()], number * tiers.table.per_layer)
+        return found
 
     def chosen(self, indices: Tensor) -> None:
         """Read what the layer's gate chose, and no more of what was guessed and not chosen."""
@@ -139,11 +147,6 @@ class _Layer:
                 with cache.changed:
                     cache.forget_wishes(set(ready))
                 todo = todo[len(ready) :]
-
-    def _read_ahead(self, experts: list[int], tokens: int) -> None:
-        cache = self._tiers.cache
-        with cache.changed:
-            cache.read_ahead(experts, self._number, tokens)
 
     def _wait(self, todo: list[int], tokens: int) -> list[int]:
         """Those of `todo` that are ready, up to the first that is not; at least one."""

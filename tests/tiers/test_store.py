@@ -166,6 +166,39 @@ def test_a_truncated_checkpoint_fails_the_request_and_no_more(broken, ids, wante
     assert same(first, wanted["exact"][:2])
 
 
+def test_a_checkpoint_that_is_written_to_fails_the_request_and_no_more(broken, ids, wanted):
+    model, shard, content, status = broken
+    with torch.no_grad():
+        with shard.open("r+b") as stream:
+            stream.write(b"\xff" * 8)
+        os.utime(shard, ns=(1, 1))
+        with pytest.raises(CheckpointError, match="bytes when it was opened, written to since"):
+            model(ids[:, :40])
+        shard.write_bytes(content)
+        os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert torch.equal(model(ids[:, :40]).logits, wanted["exact"][0])
+
+
+def test_a_checkpoint_that_is_replaced_or_removed_is_read_on(broken, ids, wanted):
+    model, shard, content, _ = broken
+    shard.with_suffix(".new").write_bytes(content[::-1])
+    shard.with_suffix(".new").rename(shard)
+    with torch.no_grad():
+        assert torch.equal(model(ids[:, :40]).logits, wanted["exact"][0])
+        shard.unlink()
+        assert torch.equal(model(ids[:, :40]).logits, wanted["exact"][0])
+
+
+def test_a_prefill_reads_each_expert_once_a_chunk(tiered, tiny_folder, ids):
+    """Fewer slots than a chunk's experts, more than one layer's: nothing is read twice on its way."""
+    model = tiered(tiny_folder, 12)
+    with torch.no_grad():
+        model(ids[:, :64])
+    stats = model.tiers.stats()
+    asked = stats.hits + stats.prefetched + stats.misses
+    assert asked <= 32 and stats.bytes_read <= asked * table_of(tiny_folder).expert_bytes
+
+
 def test_input_errors_fail_the_requests_they_concern(broken, ids, wanted, monkeypatch):
     model, *_ = broken
     real, count, lock = os.preadv, [0], threading.Lock()
