@@ -188,8 +188,15 @@ def test_plan_of_what_does_not_fit_is_1_and_says_what_to_do(run):
 
 
 def test_plan_measures_this_machine(run, monkeypatch, tiny_folder):
-    for name, value in {"_COLD_BYTES": 1 << 20, "_SECONDS": 0.01, "_MATMUL_SIZES": (64,)}.items():
+    for name, value in {
+        "probe_size": lambda: 1 << 20, "_SECONDS": 0.01, "_MATMUL_SIZES": (64,)
+    }.items():  # fmt: skip
         monkeypatch.setattr(f"fourfold.plan.measure.{name}", value)
     ran = run("plan", tiny_folder, "--context", "64", "--prompt", "64", "--ram", "1GB", "--disk", "1GB/s")
     assert (ran.code, ran.err) == (0, "fourfold: measuring this machine\n")
     assert "on this machine" in ran.out
+
+
+def test_plan_refuses_before_it_measures(run, tiny_folder):
+    ran = run("plan", tiny_folder, "--context", "513")
+    assert (ran.code, ran.err) == (1, "fourfold: error: context is 513; allowed: 1 to 512\n")
