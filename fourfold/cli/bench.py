@@ -184,6 +184,8 @@ def _remarks(document: dict[str, Any]) -> Iterator[str]:
         f"a decoded token reads {console.size(own['bytes_per_token'])}, a prompt's token takes "
         f"{console.number(own['operations_per_token'] / 1e9)} GFLOP ({own['compute_type']} products)"
     )
+    if (nodes := document["machine"]["memory_nodes"] or 1) > 1:
+        yield f"memory in {nodes} nodes, which weights are to alternate between"
     for threads in dict.fromkeys(limit["threads"] for limit in document["limits"]):
         found = [limit for limit in document["limits"] if limit["threads"] == threads]
         read = max(limit["read_bytes_per_second"]["best"] for limit in found)

@@ -105,6 +105,7 @@ def plan(
     use_threads(threads)
     tariff = planning.Tariff(power=power, electricity=electricity, price=price, currency=currency)
     demand = planning.find_model(model)
+    planning.check(demand.config, context=context, concurrency=concurrency, prompt=prompt)
     device = _hardware(hardware)
     machine = planning.Machine(
         device=device,

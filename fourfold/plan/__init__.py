@@ -2,9 +2,9 @@
 
 from fourfold.plan.cost import Cost, Tariff
 from fourfold.plan.demand import Demand
-from fourfold.plan.measure import Probe, TorchProbe, disk_read_rate, measure_here
+from fourfold.plan.measure import NativeProbe, Probe, TorchProbe, disk_read_rate, measure_here
 from fourfold.plan.placement import Machine, PlacedPart, Placement
-from fourfold.plan.planner import Plan, find_model, plan
+from fourfold.plan.planner import Plan, check, find_model, plan
 from fourfold.plan.speed import Speed
 from fourfold.plan.tables import (
     Efficiency,
@@ -24,6 +24,7 @@ __all__ = [
     "Hardware",
     "HostedPrice",
     "Machine",
+    "NativeProbe",
     "PlacedPart",
     "Placement",
     "Plan",
@@ -31,6 +32,7 @@ __all__ = [
     "Speed",
     "Tariff",
     "TorchProbe",
+    "check",
     "disk_read_rate",
     "efficiencies",
     "find_model",

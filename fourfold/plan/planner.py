@@ -19,6 +19,9 @@ from fourfold.plan.tables import Efficiency, Hardware, HostedPrice, efficiencies
 from fourfold.weights.synth import PRESETS, preset
 
 _PUBLISHED = re.compile(r"deepseek-ai/DeepSeek-V4-(Flash|Pro)(-Base)?")
+CHUNK = 512
+"""Tokens of a prompt that a model gets at once."""
+
 _LONGEST_CHUNKED = 1 << 16  # chunks of a prompt, at most: beyond it planning itself would take seconds
 
 
@@ -63,7 +66,7 @@ def plan(
     context: int = 8192,
     concurrency: int = 1,
     prompt: int = 2048,
-    chunk: int = 512,
+    chunk: int = CHUNK,
     tariff: Tariff | None = None,
     efficiency: dict[str, Efficiency] | None = None,
 ) -> Plan:
@@ -75,15 +78,7 @@ def plan(
     """
     demand = config if isinstance(config, Demand) else Demand.of(config)
     machine = Machine(device=machine) if isinstance(machine, Hardware) else machine
-    longest = demand.config.max_position_embeddings
-    _check("context", context, longest)
-    _check("prompt", prompt, longest)
-    _check("concurrency", concurrency, 1 << 20)
-    _check("chunk", chunk, longest)
-    if prompt > chunk * _LONGEST_CHUNKED:
-        raise RequestError(
-            f"prompt is {prompt:,}, chunk {chunk}; allowed: {_LONGEST_CHUNKED:,} chunks at most"
-        )
+    check(demand.config, context=context, concurrency=concurrency, prompt=prompt, chunk=chunk)
     table = efficiencies() if efficiency is None else efficiency
     placement = place(demand, machine, context=context, concurrency=concurrency, efficiency=table)
     decode: dict[int, list[Speed]] = {}
@@ -117,6 +112,19 @@ def plan(
         hosted=hosted(demand.config, datetime.datetime.now(tz=datetime.UTC).date()),
         assumptions=_assumptions(machine, placement, table, tariff),
     )
+
+
+def check(config: ModelConfig, *, context: int, concurrency: int, prompt: int, chunk: int = CHUNK) -> None:
+    """RequestError: a number that `plan` refuses; to be asked before a machine is measured."""
+    longest = config.max_position_embeddings
+    _check("context", context, longest)
+    _check("prompt", prompt, longest)
+    _check("concurrency", concurrency, 1 << 20)
+    _check("chunk", chunk, longest)
+    if prompt > chunk * _LONGEST_CHUNKED:
+        raise RequestError(
+            f"prompt is {prompt:,}, chunk {chunk}; allowed: {_LONGEST_CHUNKED:,} chunks at most"
+        )
 
 
 def find_model(name: str) -> Demand:

@@ -6,7 +6,6 @@ them straight into it.  Elsewhere (safetensors files align nothing) pages go thr
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from fourfold.errors import CheckpointError
 from fourfold.tiers.files import WatchedFile, say
 from fourfold.tiers.table import PAGE, ExpertTable, Part
 from fourfold.weights.formats import E8M0_NAN
+from fourfold.weights.memory import reserve
 
 READERS = 4
 """Pieces in flight: three of them, an expert's, keep an NVMe disk busy."""
@@ -106,11 +106,8 @@ def buffer_bytes(expert_bytes: int) -> int:
 
 
 def aligned_bytes(size: int) -> Bytes:
-    """Zeroed memory at the beginning of a page, in huge pages where the system has them for the asking."""
-    memory = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(memory, dtype=np.uint8)
+    """Zeroed memory at the beginning of a page, as weights get it."""
+    return np.frombuffer(reserve(size), dtype=np.uint8)
 
 
 def _at_page(part: Bytes) -> bool:

@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from fourfold.cli.main import main
+from fourfold.kernels.cpu import nodes
+from fourfold.kernels.cpu.nodes import Node
 
 WORDS = ("--contexts", "0,20", "--prefill", "8,30", "--decode", 2, "--threads", 1, "--repetitions", 2)
 
@@ -17,7 +19,9 @@ def call(capfd, *words):
     return code, capfd.readouterr()
 
 
-def test_a_whole_run(capfd, tiny_folder, tmp_path, quick_machine, llama_bench):
+def test_a_whole_run(capfd, tiny_folder, tmp_path, quick_machine, llama_bench, monkeypatch):
+    # The system refuses the second node, if it is asked: loading goes on.
+    monkeypatch.setattr(nodes, "here", lambda: (Node(0, (0,)), Node(1023, ())))
     (tmp_path / "m.gguf").touch()
     peers = ("--compare", "transformers,llama.cpp", "--gguf", tmp_path / "m.gguf")
     llama = ("--llama-bench", llama_bench(), "--llama-bench", f"gone={tmp_path / 'gone'}")
@@ -29,7 +33,8 @@ def test_a_whole_run(capfd, tiny_folder, tmp_path, quick_machine, llama_bench):
     document = json.loads(said.out.splitlines()[-1])
     assert document == json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert "<svg" in (tmp_path / "run.svg").read_text(encoding="utf-8")
-    for text in ("prefill tok/s", "ours ×", "cold start", "GB/s", "same first choice", "deployed numerics"):
+    tables = ("prefill tok/s", "ours ×", "cold start", "deployed numerics")
+    for text in (*tables, "GB/s", "same first choice", "memory in 2 nodes"):
         assert text in said.out
     check_document(document)
     assert document["engines"].keys() == {"fourfold", "transformers", "llama.cpp"}

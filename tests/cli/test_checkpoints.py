@@ -235,3 +235,8 @@ def test_plan_measures_this_machine(run, monkeypatch, tiny_folder):
     ran = run("plan", tiny_folder, "--context", "64", "--prompt", "64", "--ram", "1GB", "--disk", "1GB/s")
     assert (ran.code, ran.err) == (0, "fourfold: measuring this machine\n")
     assert "on this machine" in ran.out
+
+
+def test_plan_refuses_before_it_measures(run, tiny_folder):
+    ran = run("plan", tiny_folder, "--context", "513")
+    assert (ran.code, ran.err) == (1, "fourfold: error: context is 513; allowed: 1 to 512\n")
