@@ -1,4 +1,4 @@
-// Groups of values become whole numbers from -127 to 127 times a float32 scale: formats.round_int8_groups, 32 at a time.
+// Groups of values become whole numbers from -127 to 127 times a float32 scale (formats.round_int8_groups).
 // Included by files with their own flags, hence the unnamed namespace.
 #pragma once
 

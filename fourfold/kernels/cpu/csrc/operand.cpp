@@ -52,7 +52,8 @@ const float* rounded_row(const Activations& x, index_t i, Rounding rounding, flo
 
 // The rows of all selections, one after the other.
 template <class T>
-void list_rows(std::vector<Operand::Selection>& selections, const T* rows, index_t stride, std::vector<const T*>& pointers) {
+void list_rows(std::vector<Operand::Selection>& selections, const T* rows, index_t stride,
+               std::vector<const T*>& pointers) {
     pointers.clear();
     for (Operand::Selection& s : selections) {
         s.first_block = index_t(pointers.size());
