@@ -3,8 +3,9 @@
     python bench/gemv.py [--rows 2048] [--columns 4096] [--threads 1 2] [--out results.json]
 
 Every product cycles over copies that together exceed the caches, as a decoding step does.  Rows of the table:
-plain read (a sum over float32 in the same memory), the native kernels for 1, 4 and 16 rows of x, the
-reference (decode, then multiply), and torch's bfloat16 product, in bytes of weights and scales as stored.
+plain read (a sum over float32 in the same memory), the native kernels for 1, 4 and 16 rows of x in float32,
+the same in `fast` numerics on each instruction set (bf16 inputs, or int8 where those suit FP4), the reference
+(decode, then multiply), and torch's bfloat16 product, in bytes of weights and scales as stored.
 Best of the rounds; all take turns within a round, so that a busy moment hits each of them.
 """
 
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from fourfold.kernels import cpu, reference
+from fourfold.kernels.formats import Rounding
 
 _COLD_BYTES = 192 << 20
 _SECONDS_A_MEASUREMENT = 0.15
@@ -57,6 +59,19 @@ def rate(call: Callable[..., object], sets: list[tuple[Tensor, ...]]) -> float:
     return calls * size / (time.perf_counter() - begin) / 1e9
 
 
+def fast_rate(isa: str, x: Tensor, sets: list[tuple[Tensor, ...]]) -> float:
+    """GB/s of the products of x with stored matrices as `fast` numerics round it on one instruction set."""
+    from fourfold.kernels.cpu import ops
+
+    before = ops.native.isa()
+    ops.native.use_isa(isa)
+    try:
+        rounding = ops.fp4_input() if sets[0][0].dtype is torch.int8 else Rounding.BF16
+        return rate(lambda *stored: ops.linear(x, *stored, rounding), sets)
+    finally:
+        ops.native.use_isa(before)
+
+
 def contestants(rows: int, columns: int) -> dict[str, Callable[[], float]]:
     """Name -> one measurement in GB/s."""
     found: dict[str, Callable[[], float]] = {}
@@ -69,6 +84,8 @@ def contestants(rows: int, columns: int) -> dict[str, Callable[[], float]]:
 
             for n, v in x.items():
                 found[f"{kind} native, rows of x: {n}"] = partial(rate, partial(ops.linear, v), stored)
+                for isa in ops.native.supported_isas():
+                    found[f"{kind} fast {isa}, rows of x: {n}"] = partial(fast_rate, isa, v, stored)
         found[f"{kind} reference, rows of x: 1"] = partial(rate, partial(reference.linear, x[1]), stored)
     half = copies((torch.randn(rows, columns).to(torch.bfloat16),))
     token = x[1].to(torch.bfloat16)
@@ -113,9 +130,9 @@ def main() -> None:
                 for name, measure in kinds.items():
                     rates = best.setdefault(name, {})
                     rates[str(threads)] = max(rates.get(str(threads), 0.0), measure())
-    print(f"{'GB/s of stored bytes':28}" + "".join(f"{t:>6} thr" for t in dict.fromkeys(options.threads)))
+    print(f"{'GB/s of stored bytes':34}" + "".join(f"{t:>6} thr" for t in dict.fromkeys(options.threads)))
     for name, rates in best.items():
-        print(f"{name:28}" + "".join(f"{value:10.1f}" for value in rates.values()))
+        print(f"{name:34}" + "".join(f"{value:10.1f}" for value in rates.values()))
     document = {
         "question": "gemv",
         "date": datetime.date.today().isoformat(),

@@ -1,4 +1,4 @@
-// formats.round_int8_groups: groups of 32 values of x become whole numbers from -127 to 127 times a float32 scale.
+// Groups of values become whole numbers from -127 to 127 times a float32 scale (formats.round_int8_groups).
 // Included by files with their own flags, hence the unnamed namespace.
 #pragma once
 

@@ -38,7 +38,8 @@ std::vector<Isa> detect() {
     std::vector<Isa> found{{"scalar", &kScalarKernels, &kScalarVectors}};
 #ifdef FOURFOLD_X86
     __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) return found;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c"))
+        return found;
     found.push_back({"avx2", &kAvx2Kernels, &kAvx2Vectors});
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
         !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))

@@ -5,8 +5,8 @@
 // times both scales then joins a float32 sum.  A unit is one group for each lane.  Its codes are turned in registers so
 // that a lane meets all of its group: vector 2d + h has, of each group, columns 8d + h, + 2, + 4, + 6.
 //
-// S provides: lanes; I, vectors of integers, with load, turn(I[4]), and low(I), high(I): the even, the odd columns' doubled
-//   values plus `offset`; Sum with start(p), add<v>(Sum&, weights, x) for vectors v = 0 .. 7, and value(Sum) as F;
+// S provides: lanes; I, vectors of integers, with load, turn(I[4]), and low(I), high(I): the even, the odd columns'
+//   doubled values plus `offset`; Sum with start(p), add<v>(Sum&, weights, x) for vectors v = 0 .. 7, and value(Sum) as F;
 //   F, vectors of floats, with zero/load/store/mul/fma/sum; scales(p): e8m0 of a unit, in the order of its lanes;
 //   panel, tile: rows of the matrix and of x that its registers hold.
 #pragma once
@@ -73,8 +73,12 @@ inline StoredRow stored_row(const Matrix& m, index_t row) {
     return {m.weight + row * m.row_bytes(), m.scale + row * m.scales_per_row()};
 }
 
+// A decoded unit.
 template <class S>
-FOURFOLD_INLINE void decode(const StoredRow& at, typename S::I (&w)[kVectors]) {
+using Weights = typename S::I[kVectors];
+
+template <class S>
+FOURFOLD_INLINE void decode(const StoredRow& at, Weights<S>& w) {
     typename S::I turned[4];
     for (int i = 0; i < 4; ++i) turned[i] = S::load(at.codes + i * Unit<S>::vector);
     S::turn(turned);
@@ -87,7 +91,7 @@ FOURFOLD_INLINE void for_units(const Matrix& m, index_t row, Use&& use) {
     using U = Unit<S>;
     constexpr index_t ahead = 2048;  // bytes to fetch before they are wanted
     StoredRow at = stored_row(m, row);
-    typename S::I w[kVectors];
+    Weights<S> w;
     index_t k = 0;
     for (; k + U::columns <= m.columns; k += U::columns, at.codes += U::codes, at.scales += S::lanes) {
         fetch(at.codes + ahead, U::codes);
@@ -104,7 +108,8 @@ FOURFOLD_INLINE void for_units(const Matrix& m, index_t row, Use&& use) {
 }
 
 template <class S, int v, int R, int T>
-FOURFOLD_INLINE void add_vector(typename S::Sum (&sum)[R][T], const typename S::I (&w)[R], const std::uint8_t* const (&x)[T]) {
+FOURFOLD_INLINE void add_vector(typename S::Sum (&sum)[R][T], const typename S::I (&w)[R],
+                                const std::uint8_t* const (&x)[T]) {
     for (int t = 0; t < T; ++t) {
         const typename S::I values = S::load(x[t] + v * Unit<S>::vector);
         for (int r = 0; r < R; ++r) S::template add<v>(sum[r][t], w[r], values);
@@ -133,7 +138,7 @@ void few_int8(const Matrix& m, index_t begin, index_t end, const std::uint8_t* c
     for (index_t row = begin; row < end; ++row) {
         typename S::F total[1][T];
         for (int t = 0; t < T; ++t) total[0][t] = S::zero();
-        for_units<S>(m, row, [&](const typename S::I (&w)[kVectors], typename S::F scale, index_t unit) __attribute__((always_inline)) {
+        const auto meet = [&](const Weights<S>& w, typename S::F scale, index_t unit) __attribute__((always_inline)) {
             const std::uint8_t* at[T];
             for (int t = 0; t < T; ++t) at[t] = x[t] + unit * Unit<S>::bytes;
             typename S::Sum sum[1][T];
@@ -147,13 +152,15 @@ void few_int8(const Matrix& m, index_t begin, index_t end, const std::uint8_t* c
             add_vector<S, 6, 1, T>(sum, {w[6]}, at);
             add_vector<S, 7, 1, T>(sum, {w[7]}, at);
             scale_sums<S, 1, T>(sum, {scale}, at, total);
-        });
+        };
+        for_units<S>(m, row, meet);
         for (int t = 0; t < T; ++t) y[t][row] = S::sum(total[0][t]);
     }
 }
 
 template <class S, int v, int R, int T>
-FOURFOLD_INLINE void add_panel_vector(typename S::Sum (&sum)[R][T], const std::uint8_t* panel, const std::uint8_t* const (&x)[T]) {
+FOURFOLD_INLINE void add_panel_vector(typename S::Sum (&sum)[R][T], const std::uint8_t* panel,
+                                      const std::uint8_t* const (&x)[T]) {
     typename S::I w[R];
     for (int r = 0; r < R; ++r) w[r] = S::load(panel + (v * R + r) * Unit<S>::vector);
     add_vector<S, v, R, T>(sum, w, x);
@@ -205,11 +212,12 @@ void many_int8(const Matrix& m, index_t begin, index_t end, const std::uint8_t* 
         for (index_t row = first; row < last; ++row) {
             const index_t r = (row - first) % R;
             std::uint8_t* panel = slab + (row - first - r) * row_bytes;
-            for_units<S>(m, row, [&](const typename S::I (&w)[kVectors], typename S::F scale, index_t unit) __attribute__((always_inline)) {
+            const auto keep = [&](const Weights<S>& w, typename S::F scale, index_t unit) __attribute__((always_inline)) {
                 std::uint8_t* to = panel + unit * R * U::decoded + r * U::vector;
                 for (int v = 0; v < kVectors; ++v) S::store(to + v * R * U::vector, w[v]);
                 S::store(reinterpret_cast<float*>(to + kVectors * R * U::vector), scale);
-            });
+            };
+            for_units<S>(m, row, keep);
         }
         index_t t = 0;
         const auto meet = [&]<int tokens>(std::integral_constant<int, tokens>) {

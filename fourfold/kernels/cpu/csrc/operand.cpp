@@ -27,9 +27,9 @@ void widen(const bf16_t* x, index_t count, float* out) {
     }
 }
 
-void round_int8(const float* x, index_t count, float* out) {
-    for (index_t i = 0; i < count; i += kInt8Group) {
-        const index_t n = std::min(kInt8Group, count - i);
+void round_int8(const float* x, index_t count, index_t group, float* out) {
+    for (index_t i = 0; i < count; i += group) {
+        const index_t n = std::min(group, count - i);
         const float scale = round_int8_group(x + i, n, out + i);
         for (index_t j = i; j < i + n; ++j) out[j] *= scale;
     }
@@ -43,8 +43,8 @@ const float* rounded_row(const Activations& x, index_t i, Rounding rounding, flo
         kernels().round_fp8(row, x.columns, memory);
         return memory;
     }
-    if (rounding == Rounding::Int8Groups) {
-        round_int8(row, x.columns, memory);
+    if (rounding == Rounding::Int8 || rounding == Rounding::Int8Groups) {
+        round_int8(row, x.columns, rounding == Rounding::Int8 ? x.columns : kInt8Group, memory);
         return memory;
     }
     return row;
@@ -52,7 +52,8 @@ const float* rounded_row(const Activations& x, index_t i, Rounding rounding, flo
 
 // The rows of all selections, one after the other.
 template <class T>
-void list_rows(std::vector<Operand::Selection>& selections, const T* rows, index_t stride, std::vector<const T*>& pointers) {
+void list_rows(std::vector<Operand::Selection>& selections, const T* rows, index_t stride,
+               std::vector<const T*>& pointers) {
     pointers.clear();
     for (Operand::Selection& s : selections) {
         s.first_block = index_t(pointers.size());

@@ -9,16 +9,16 @@
 namespace fourfold {
 
 // How the input of a product is rounded; numbers as in fourfold.kernels.formats.Rounding.
-enum class Rounding { None = 0, Bf16 = 1, Fp8 = 2, Int8Groups = 4 };
+enum class Rounding { None = 0, Bf16 = 1, Fp8 = 2, Int8 = 3, Int8Groups = 4 };
 
 // Which of a table's products.
 enum class Products { F32, Bf16, Int8 };
 
 // Who multiplies this matrix?
 inline Products products_of(const Matrix& m, Rounding rounding) {
-    if (rounding == Rounding::Int8Groups)
-        return kernels().int8 && Int8Products::covers(m) ? Products::Int8 : Products::F32;
-    return rounding != Rounding::None && kernels().bf16 && Bf16Products::covers(m) ? Products::Bf16 : Products::F32;
+    if (rounding == Rounding::Int8Groups && kernels().int8 && Int8Products::covers(m)) return Products::Int8;
+    const bool in_bf16 = rounding == Rounding::Bf16 || rounding == Rounding::Fp8;
+    return in_bf16 && kernels().bf16 && Bf16Products::covers(m) ? Products::Bf16 : Products::F32;
 }
 
 // Rows of activations, float32 or bfloat16, row i at `stride` elements after row i - 1.
