@@ -19,12 +19,14 @@ from torch import Tensor
 
 from fourfold.config import ModelConfig
 from fourfold.errors import CheckpointError
-from fourfold.kernels.formats import FP4_GROUP, decode, row_slabs
+from fourfold.kernels.formats import FP4_GROUP, channel_scale, decode, integer_codes, row_slabs
 from fourfold.weights.formats import (
     Format,
     encode_fp4,
     encode_fp8,
     encode_fp8_exactly,
+    int4_assist,
+    scale_bits,
     scale_shape,
     stored_shape,
 )
@@ -210,15 +212,27 @@ def _target(option: str, value: str | None, allowed: tuple[Format, ...]) -> Form
 
 
 def _kept(reader: Reader, entry: Entry) -> Iterator[Pending]:
-    """The weight and its scale, byte by byte, whatever dtype they are stored as."""
+    """The weight and its scale, every byte as it is stored; beside int4 codes what `_converted` writes."""
 
     def raw(stored: Stored) -> Tensor:
         return reader.copy(stored, torch.empty(stored.nbytes, dtype=torch.uint8))
 
     weight, scale = entry.weight, entry.scale
     yield Pending(entry.name, weight.dtype, weight.shape, lambda: raw(weight))
-    if scale is not None:
+    if scale is None:
+        return
+    if entry.format != "int4":
         yield Pending(scale_name(entry.name), scale.dtype, scale.shape, lambda: raw(scale))
+        return
+
+    def channels() -> Tensor:
+        return channel_scale(read_tensor(reader, scale, entry))
+
+    def assist() -> Tensor:
+        return int4_assist(integer_codes(read_tensor(reader, weight, entry)), channels())
+
+    yield Pending(scale_name(entry.name), _SCALE_HEADER["int4"], scale.shape, lambda: scale_bits(channels()))
+    yield Pending(beside(entry.name, "bias"), "F32", scale.shape[:1], assist)
 
 
 def _converted(
