@@ -21,9 +21,8 @@ from fourfold import kernels
 from fourfold.errors import RequestError
 from fourfold.kernels.formats import Rounding
 from fourfold.loading import load
-from fourfold.model.experts import Resident
+from fourfold.model.block import Block
 from fourfold.model.linear import Linear
-from fourfold.model.moe import MoE
 from fourfold.model.transformer import Transformer
 from fourfold.weights.progress import byte_progress
 
@@ -84,21 +83,20 @@ class _Record:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = defaultdict(int)
         self.experts = 0
-        self.watch = {"linear": self._linear, "experts": self._experts}
+        self.watch = {
+            "linear": self._linear,
+            "experts": self._experts,
+            "shared_expert": self._shared_expert,
+        }
         self._names: dict[int, str] = {}
-        self._experts_of: dict[int, str] = {}
-        """Whose a stack is, by its memory: a layer's routed experts, or its shared one."""
-        self._layer = ""
+        self._layer, self._shared = "", False
         for name, module in model.named_modules():
             if isinstance(module, Linear) and ".shared_experts." not in name:
                 self._names[module.weight.data_ptr()] = f"{name}.weight"
-            elif isinstance(module, MoE):
-                self.experts += model.config.n_routed_experts
-                self._experts_of[module.shared_experts.w1.weight.data_ptr()] = f"{name}.shared_experts"
-                if isinstance(module.source, Resident):
-                    self._experts_of[module.experts.w1.weight.data_ptr()] = f"{name}.experts"
+            elif isinstance(module, Block):
                 # The slots that experts are read into serve all layers: the module says whose they are.
                 module.register_forward_pre_hook(functools.partial(self._enter, name))
+                self.experts += model.config.n_routed_experts
 
     def means(self) -> dict[str, Tensor]:
         return {name: total / self.counts[name] for name, total in self.sums.items()}
@@ -120,6 +118,16 @@ class _Record:
 
         return linear
 
+    def _shared_expert(self, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def shared_expert(*arguments: Any) -> Tensor:
+            self._shared = True
+            try:
+                return run(*arguments)
+            finally:
+                self._shared = False
+
+        return shared_expert
+
     def _experts(self, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def experts(
             x: Tensor,
@@ -136,7 +144,6 @@ class _Record:
             places: Tensor | None,
             out: Tensor | None,
         ) -> Tensor:
-            stack = self._experts_of.get(w1.data_ptr(), f"{self._layer}.experts")
             for expert in indices.unique().tolist():
                 place = expert if places is None else int(places[expert])
                 if place >= 0:
@@ -144,10 +151,11 @@ class _Record:
                     gate = kernels.linear(x[token], w1[place], None if s1 is None else s1[place])
                     up = kernels.linear(x[token], w3[place], None if s3 is None else s3[place])
                     inner = kernels.swiglu(gate, up, limit) * weights[token, choice].unsqueeze(-1)
-                    owner = stack if stack.endswith("shared_experts") else f"{stack}.{expert}"
-                    self._add(f"{owner}.w1.weight", x[token])
-                    self._add(f"{owner}.w3.weight", x[token])
-                    self._add(f"{owner}.w2.weight", inner)
+                    owner = "shared_experts" if self._shared else f"experts.{expert}"
+                    name = f"{self._layer}.ffn.{owner}"
+                    self._add(f"{name}.w1.weight", x[token])
+                    self._add(f"{name}.w3.weight", x[token])
+                    self._add(f"{name}.w2.weight", inner)
             return run(x, indices, weights, w1, s1, w3, s3, w2, s2, limit, rounding, places, out)
 
         return experts
