@@ -71,10 +71,9 @@ def is_packed(weight: Tensor) -> bool:
 
 def is_integer(weight: Tensor, scale: Tensor | None) -> bool:
     """True for int8 and int4 storage.  Bytes with a scale of as many dims as the weight are FP4."""
-    if weight.dtype == torch.int8:
-        assert scale is not None
-        return scale.dim() < weight.dim()
-    return weight.dtype == torch.uint8
+    if scale is None or scale.dtype is torch.float8_e8m0fnu:
+        return False
+    return weight.dtype == torch.uint8 or (weight.dtype == torch.int8 and scale.dim() < weight.dim())
 
 
 def in_features(weight: Tensor, scale: Tensor | None) -> int:

@@ -32,7 +32,6 @@ from fourfold.kernels.formats import (
     decode,
     integer_codes,
     is_integer,
-    is_packed,
     row_slabs,
     to_int8,
 )
@@ -71,10 +70,7 @@ def _covers(x: Tensor, weight: Tensor, scale: Tensor | None) -> bool:
 def _is_unpacked(x: Tensor, weight: Tensor, scale: Tensor | None) -> bool:
     """Whether the weight's codes are unpacked for the native product."""
     return (
-        is_packed(weight)
-        and is_integer(weight, scale)
-        and x.dtype in _PLAIN
-        and not (torch.is_grad_enabled() and x.requires_grad)
+        is_integer(weight, scale) and x.dtype in _PLAIN and not (torch.is_grad_enabled() and x.requires_grad)
     )
 
 
