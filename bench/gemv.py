@@ -67,7 +67,7 @@ def fast_rate(isa: str, x: Tensor, sets: list[tuple[Tensor, ...]]) -> float:
     ops.native.use_isa(isa)
     try:
         rounding = ops.fp4_input() if sets[0][0].dtype is torch.int8 else Rounding.BF16
-        return rate(lambda *stored: ops.linear(x, *stored, rounding), sets)
+        return rate(lambda weight, scale: ops.linear(x, weight, scale, rounding), sets)
     finally:
         ops.native.use_isa(before)
 

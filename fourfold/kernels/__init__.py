@@ -531,7 +531,7 @@ def block(
     attention_inputs; kv and the rows of each compressor into `slots` [B, T, ·], in place and in their dtype;
     attention; hc_moe.  streams [B, T, n, D]; inputs: the arguments of `attention_inputs` after streams; seen:
     those of `attention` after q, its window with the slot of kv; entry, experts: as in `hc_moe`; returns
-    streams.  No derivative for what went through the slots.  V4 report 2.
+    streams.  No derivative for what went through the slots.  V4 report 2.1, 2.2, 2.3.
     """
     return _impl("block", streams)(
         streams, inputs, slots, seen, entry, experts, iters=iters, norm_eps=norm_eps, eps=eps
