@@ -68,7 +68,9 @@ kernels.register("meta", {}, {}, fp4_input=lambda: Rounding.INT8_GROUPS)
 """
 
 
-@pytest.mark.parametrize(("source", "want"), [(REGISTERS, Rounding.BF16), (INT8_BESIDE_FP4, Rounding.INT8_GROUPS)])
+@pytest.mark.parametrize(
+    ("source", "want"), [(REGISTERS, Rounding.BF16), (INT8_BESIDE_FP4, Rounding.INT8_GROUPS)]
+)
 def test_a_package_says_which_inputs_suit_fp4(package, source, want):
     package(source)
     fp4 = torch.empty(8, 16, dtype=torch.int8, device="meta")
