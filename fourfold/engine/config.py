@@ -90,7 +90,8 @@ class EngineConfig:
 
     def _fixed(self, shape: Shape) -> int:
         """Bytes of all that is no block."""
-        states = (self.max_running + self.snapshots) * shape.slot_bytes
+        # One slot more is the cache's own.
+        states = (self.max_running + self.snapshots + 1) * shape.slot_bytes
         return states + self.step_tokens * shape.staged_bytes
 
 

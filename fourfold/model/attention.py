@@ -103,7 +103,8 @@ class Attention(nn.Module):
         if any(place is None for place in places):
             return None
         slots, (window, *_) = zip(*places, strict=True)
-        return slots, self._seen(window, memory.entries.unchanged(), layout.listed(self.ratio), batch)
+        listed = layout.listed(self.ratio) if self.ratio else None
+        return slots, self._seen(window, memory.entries.unchanged(), listed, batch)
 
     def _seen(
         self, window: Tensor, entries: Tensor | None, chosen: Tensor | None, batch: ForwardBatch

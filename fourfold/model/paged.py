@@ -52,12 +52,13 @@ class PagedCache:
     ) -> None:
         self.config, self.owner, self.device = config, owner, device
         self.shape = shape
-        self.slots, self.blocks, self.call_tokens = slots, blocks, call_tokens
+        # One slot more, right before the staging area: a single window becomes one piece with it there.
+        self.slots, self.blocks, self.call_tokens = slots + 1, blocks, call_tokens
         most = -(-config.max_position_embeddings // shape.block_tokens)
-        self._table = np.zeros((slots, most), dtype=np.int64)
+        self._table = np.zeros((self.slots, most), dtype=np.int64)
         self._assigned: list[list[int]] = [[] for _ in range(slots)]
         self._of_slots = {
-            name: self._new(stream, slots * stream.rows + call_tokens)
+            name: self._new(stream, self.slots * stream.rows + call_tokens)
             for name, stream in self.shape.slots.items()
         }
         self._of_blocks = {
@@ -187,17 +188,21 @@ class PagedTail:
         self.cache = cache
         self.data = data
 
+        self._staging = len(data) - cache.call_tokens
+
     def extend(self, rows: Tensor) -> Tensor:
         """rows [1, N, D] -> all slots and the call's rows behind them, [1, L, D]."""
-        start = len(self.data) - self.cache.call_tokens
-        self.data[start : start + rows.shape[1]] = rows[0]
+        self._place(rows.shape[1]).copy_(rows[0])
         return self.data[None]
 
     def unchanged(self) -> Tensor:
         return self.data[None]
 
-    def slot(self, new: int) -> None:
-        return None
+    def slot(self, new: int) -> tuple[Tensor, Tensor] | None:
+        return self._place(new)[None], self.data[None]
+
+    def _place(self, new: int) -> Tensor:
+        return self.data.narrow(0, self._staging, new)
 
 
 class PagedWindow(PagedTail):
@@ -206,6 +211,18 @@ class PagedWindow(PagedTail):
     def extend(self, rows: Tensor) -> Tensor:
         """rows [1, N, D] -> the windows of the call's sequences, one after the other, [1, L, D]."""
         return super().extend(rows).index_select(1, self.cache.running.window_rows)
+
+    def slot(self, new: int) -> tuple[Tensor, Tensor] | None:
+        call = self.cache.running
+        if len(call.spans) > 1:
+            return None
+        held = len(call.window_rows) - new
+        start = self._staging - held
+        slots = self.data.narrow(0, 0, self._staging - self.cache.shape.slots["window"].rows)
+        torch.index_select(
+            slots, 0, call.window_rows.narrow(0, 0, held), out=self.data.narrow(0, start, held)
+        )
+        return self._place(new)[None], self.data.narrow(0, start, held + new)[None]
 
 
 class PagedEntries:

@@ -23,7 +23,7 @@ GREEDY = Sampling(temperature=0.0)
 
 def memory(blocks: int, running: int, snapshots: int, step: int) -> int:
     """Bytes for so many of the stub's blocks."""
-    return 10 * (running + snapshots) + step + 10 * blocks
+    return 10 * (running + snapshots + 1) + step + 10 * blocks
 
 
 def engine(
@@ -260,7 +260,7 @@ def test_bad_limits(values, message):
 
 
 def test_too_little_memory_says_what_is_needed(stub):
-    with pytest.raises(ConfigError, match=r"memory is 10 B; allowed: 1\.4 KiB and more"):
+    with pytest.raises(ConfigError, match=r"memory is 10 B; allowed: 1\.5 KiB and more"):
         Engine(stub, EngineConfig(memory=10))
 
 
