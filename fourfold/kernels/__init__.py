@@ -552,4 +552,4 @@ def _register_cpu() -> None:
     if cpu.available():
         from fourfold.kernels.cpu import ops
 
-        register("cpu", ops.OPS, ops.NOTES, ops.fp4_input)
+        register("cpu", ops.OPS, ops.NOTES, fp4_input=ops.fp4_input)

@@ -203,8 +203,10 @@ def round_int8_groups(x: Tensor) -> Tensor:
 
 
 def round_to_e4m3(x: Tensor) -> Tensor:
-    """Nearest e4m3 value of x, which may not exceed 448, ties to the even code; by arithmetic, since not every
-    chip has the type.  x f32 -> f32."""
+    """Nearest e4m3 value of x f32, at most 448 in amplitude, ties to the even code; f32.
+
+    By arithmetic: not every chip has the type.
+    """
     power = (x.view(torch.int32) & _EXPONENT).view(torch.float32)
     step = power.clamp_min(_E4M3_SMALLEST) / 8
     return ((x / step + _WHOLE) - _WHOLE) * step

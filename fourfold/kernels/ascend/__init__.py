@@ -14,7 +14,7 @@ import os
 from fourfold import kernels
 from fourfold.errors import KernelError
 from fourfold.kernels import reference
-from fourfold.kernels.ascend import aten, device
+from fourfold.kernels.ascend import aten, device, packages, products, public
 from fourfold.kernels.ascend.forms import TIERS, choose
 
 
@@ -25,7 +25,8 @@ def bring() -> None:
     device.settle()
     whole = [name for name in kernels.OPERATIONS if name not in kernels.COMPOSED]
     plain = {name: getattr(reference, name) for name in whole} | aten.OWN
-    operations, notes = choose((), plain, device.current_generation(), _highest_tier())
+    forms = (*public.FORMS, *products.FORMS, *packages.FORMS)
+    operations, notes = choose(forms, plain, device.current_generation(), _highest_tier())
     kernels.register("npu", operations, notes, plain)
 
 

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from fourfold.kernels import attention_reference, reference
 from fourfold.kernels.ascend.decode import decode
-from fourfold.kernels.formats import Rounding, round_input, row_slabs
+from fourfold.kernels.formats import Rounding, is_integer, round_input, row_slabs
 
-_FEW_TOKENS = 8  # whose experts' weights may be gathered, decoded to float32: 32 MiB each and token in V4-Flash
+_FEW_TOKENS = 8  # whose experts' weights may be gathered: 32 MiB each, decoded, in V4-Flash
 _ALL_ROWS = 4096  # of a buffer are scored rather than ask which of them are seen
 
 
 def linear(x: Tensor, weight: Tensor, scale: Tensor | None, rounding: Rounding = Rounding.NONE) -> Tensor:
+    if is_integer(weight, scale):
+        return reference.linear(x, weight, scale, rounding)
     x = round_input(x, rounding)
     dtype = _product_dtype(x, weight, scale)
     y = x.to(dtype)
@@ -31,13 +33,19 @@ def linear(x: Tensor, weight: Tensor, scale: Tensor | None, rounding: Rounding =
 
 def _product_dtype(x: Tensor, weight: Tensor, scale: Tensor | None) -> torch.dtype:
     """bf16 where it holds both factors exactly and the result is bf16 anyway; sums are float32 inside."""
-    exact = weight.dtype == torch.bfloat16 or (scale is not None and scale.dtype == torch.float8_e8m0fnu)
-    return torch.bfloat16 if exact and x.dtype == torch.bfloat16 else torch.float32
+    return torch.bfloat16 if x.dtype == torch.bfloat16 and fits_bf16(weight, scale) else torch.float32
+
+
+def fits_bf16(weight: Tensor, scale: Tensor | None) -> bool:
+    """Whether bf16 holds the weight's values exactly: it does those of FP8 and FP4 times a power of two."""
+    return weight.dtype == torch.bfloat16 or (scale is not None and scale.dtype == torch.float8_e8m0fnu)
 
 
 def grouped_linear(
     x: Tensor, weight: Tensor, scale: Tensor | None, groups: int, rounding: Rounding = Rounding.NONE
 ) -> Tensor:
+    if is_integer(weight, scale):
+        return reference.grouped_linear(x, weight, scale, groups, rounding)
     x = round_input(x, rounding)
     dtype = _product_dtype(x, weight, scale)
     matrices = decode(weight, scale).to(dtype).unflatten(0, (groups, -1))
@@ -64,11 +72,22 @@ def experts(
     out: Tensor | None = None,
 ) -> Tensor:
     x = round_input(x.float(), rounding)
-    y = torch.zeros(x.shape[0], w2.shape[1], device=x.device) if out is None else out
+    y = torch.zeros_like(x) if out is None else out
     stacks = (w1, s1), (w3, s3), (w2, s2)
+    if w1.shape[0] == 1 and indices.shape[1] == 1 and places is None:
+        return y.add_(_visit(x, weights, stacks, 0, limit, rounding))
     add = _add_gathered if x.shape[0] <= _FEW_TOKENS else _add_by_expert
     add(y, x, indices, weights, stacks, limit, rounding, places)
     return y
+
+
+def _visit(
+    x: Tensor, amounts: Tensor, stacks: tuple[Stack, Stack, Stack], row: int, limit: float, rounding: Rounding
+) -> Tensor:
+    """One expert's result for all of x [N, D], weighed by amounts [N, 1]."""
+    w1, w3, w2 = ((weight[row], None if scale is None else scale[row]) for weight, scale in stacks)
+    inner = reference.swiglu(linear(x, *w1), linear(x, *w3), limit) * amounts
+    return linear(inner, *w2, rounding)
 
 
 def _add_gathered(
@@ -121,8 +140,7 @@ def _add_by_expert(
     places: Tensor | None,
 ) -> None:
     """Each expert's own tokens, ascending; waits once for the device, to learn how many they are."""
-    (w1, s1), (w3, s3), (w2, s2) = stacks
-    count = w1.shape[0] if places is None else places.shape[0]
+    count = stacks[0][0].shape[0] if places is None else places.shape[0]
     numbers = indices.flatten()
     order = numbers.to(torch.int32).argsort(stable=True)
     tokens = order // indices.shape[1]
@@ -135,11 +153,8 @@ def _add_by_expert(
         begin += size
         if size == 0 or row < 0:
             continue
-        mine = x[tokens[part]]
-        gate = linear(mine, w1[row], None if s1 is None else s1[row])
-        up = linear(mine, w3[row], None if s3 is None else s3[row])
-        inner = reference.swiglu(gate, up, limit) * amounts[part]
-        y.index_add_(0, tokens[part], linear(inner, w2[row], None if s2 is None else s2[row], rounding))
+        mine = tokens[part]
+        y.index_add_(0, mine, _visit(x[mine], amounts[part], stacks, row, limit, rounding))
 
 
 def hadamard(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fourfold.kernels.formats import FP4_GROUP, FP8_BLOCK
+from fourfold.kernels.formats import FP4_GROUP, FP8_BLOCK, is_integer
 from fourfold.kernels.formats import decode as decode_others
 
 _HALF = 0x3F000000  # 0.5 as float32
@@ -20,7 +20,7 @@ def decode(weight: Tensor, scale: Tensor | None) -> Tensor:
     if weight.dtype == torch.float8_e4m3fn:
         assert scale is not None
         return _fp8(weight.view(torch.uint8), powers(scale))
-    if weight.dtype == torch.int8:
+    if weight.dtype == torch.int8 and not is_integer(weight, scale):
         assert scale is not None
         return _fp4(weight, powers(scale))
     return decode_others(weight, scale)

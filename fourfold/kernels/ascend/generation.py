@@ -28,8 +28,8 @@ class Generation:
         return self.name + (f", without {' and '.join(types)}" if types else "")
 
 
-# Names and aclnn: torch_npu 2.13.0 (NpuVariables.h; it refuses aclop operators on the 950).  Types and layout:
-# the operators' documentation in Ascend/op-plugin and hicann/cann-recipes-infer, August 2026.
+# Names and aclnn: torch_npu 2.13.0 (NpuVariables.h; it refuses aclop operators on the 950).  Types and
+# layout: the operators' documentation in Ascend/op-plugin and hicann/cann-recipes-infer, August 2026.
 GENERATIONS = (
     Generation(
         name="A2", device="Ascend910B",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fourfold.kernels import reference
+from fourfold.kernels.ascend.aten import fits_bf16
 from fourfold.kernels.ascend.decode import decode
 from fourfold.kernels.ascend.forms import Form
 from fourfold.kernels.formats import Rounding, round_input
@@ -114,7 +114,11 @@ def grouped_linear(
 ) -> Tensor:
     matrices = decode(weight, scale).to(torch.bfloat16).unflatten(0, (groups, -1)).transpose(1, 2)
     y = torch.ops.npu.npu_transpose_batchmatmul.default(
-        round_input(x, rounding).flatten(0, -3), matrices, perm_x1=[1, 0, 2], perm_x2=[0, 1, 2], perm_y=[1, 0, 2]
+        round_input(x, rounding).flatten(0, -3),
+        matrices,
+        perm_x1=[1, 0, 2],
+        perm_x2=[0, 1, 2],
+        perm_y=[1, 0, 2],
     )
     return y.view(*x.shape[:-1], -1)
 
@@ -122,14 +126,15 @@ def grouped_linear(
 def _is_bf16_product(
     x: Tensor, weight: Tensor, scale: Tensor | None, groups: int, rounding: Rounding = Rounding.NONE
 ) -> bool:
-    exact = weight.dtype == torch.bfloat16 or (scale is not None and scale.dtype == torch.float8_e8m0fnu)
-    return x.dtype == torch.bfloat16 and exact
+    return x.dtype == torch.bfloat16 and fits_bf16(weight, scale)
 
 
 def _grouped_limit(x: Tensor, weight: Tensor, scale: Tensor | None, groups: int, *_: object) -> str | None:
     columns, rows = x.shape[-1], weight.shape[0] // groups
     if columns % 16 or rows % 16 or columns * groups >= _PRODUCT or rows >= _PRODUCT:
-        return f"{groups} groups of {columns} to {rows}, allowed: multiples of 16, groups · inputs < {_PRODUCT}"
+        return (
+            f"{groups} groups of {columns} to {rows}, allowed: multiples of 16, groups · inputs < {_PRODUCT}"
+        )
     return None
 
 

@@ -9,9 +9,7 @@ a name alone says nothing.
 from __future__ import annotations
 
 SCHEMAS = {
-    "npu::npu_rms_norm": (
-        "npu_rms_norm(Tensor self, Tensor gamma, float epsilon=1e-06) -> (Tensor, Tensor)"
-    ),
+    "npu::npu_rms_norm": ("npu_rms_norm(Tensor self, Tensor gamma, float epsilon=1e-06) -> (Tensor, Tensor)"),
     "npu::npu_rotary_mul": (
         "npu_rotary_mul(Tensor self, Tensor r1, Tensor r2, str rotary_mode='half', Tensor? rotate=None) "
         "-> Tensor"
@@ -68,9 +66,7 @@ SCHEMAS = {
         "npu_mhc_sinkhorn(Tensor x, *, float eps=1e-6, SymInt num_iters=20, int out_flag=0) "
         "-> (Tensor, Tensor, Tensor)"
     ),
-    "npu::npu_mhc_post": (
-        "npu_mhc_post(Tensor x, Tensor? h_res, Tensor h_out, Tensor h_post) -> Tensor"
-    ),
+    "npu::npu_mhc_post": ("npu_mhc_post(Tensor x, Tensor? h_res, Tensor h_out, Tensor h_post) -> Tensor"),
     "custom::inplace_partial_rotary_mul": (
         "inplace_partial_rotary_mul(Tensor(a!) x, Tensor r1, Tensor r2, *, str rotary_mode, "
         "int[2] partial_slice) -> ()"
@@ -87,14 +83,10 @@ SCHEMAS = {
         "npu_hc_pre(Tensor x, Tensor hc_fn, Tensor hc_scale, Tensor hc_base, *, int hc_mult=4, "
         "int hc_sinkhorn_iters=20, float norm_eps=1e-6, float hc_eps=1e-6) -> (Tensor, Tensor, Tensor)"
     ),
-    "custom::npu_hc_post": (
-        "npu_hc_post(Tensor x, Tensor residual, Tensor post, Tensor comb) -> Tensor"
-    ),
+    "custom::npu_hc_post": ("npu_hc_post(Tensor x, Tensor residual, Tensor post, Tensor comb) -> Tensor"),
     "_C_ascend::npu_hc_pre": (
         "npu_hc_pre(Tensor x, Tensor hc_fn, Tensor hc_scale, Tensor hc_base, int hc_mult, "
         "int hc_sinkhorn_iters, float norm_eps, float hc_eps) -> (Tensor out0, Tensor out1, Tensor out2)"
     ),
-    "_C_ascend::npu_hc_post": (
-        "npu_hc_post(Tensor x, Tensor residual, Tensor post, Tensor comb) -> Tensor"
-    ),
+    "_C_ascend::npu_hc_post": ("npu_hc_post(Tensor x, Tensor residual, Tensor post, Tensor comb) -> Tensor"),
 }
