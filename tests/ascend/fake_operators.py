@@ -16,7 +16,6 @@ from fourfold.kernels.ascend.schemas import SCHEMAS
 _INT32, _BF16 = 3, 15  # a dtype that is given for an int argument arrives as torch's number of it
 used: Counter[str] = Counter()
 """How often each fake was called."""
-_libraries: list[torch.library.Library] = []
 
 
 class Installed:
@@ -25,7 +24,7 @@ class Installed:
     def __init__(
         self, names: list[str], schema: dict[str, str] | None = None, **run: Callable[..., Any]
     ) -> None:
-        self._libraries = {}
+        self._libraries: dict[str, torch.library.Library] = {}
         for name in names:
             space, _, operator = name.partition("::")
             if space not in self._libraries:

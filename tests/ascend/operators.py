@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +14,7 @@ from fourfold.conformance.kernel_cases import Case, cases
 from fourfold.conformance.kernels import run_case
 from fourfold.conformance.logits import distance
 from fourfold.kernels.ascend.schemas import SCHEMAS
-
-sys.path.insert(0, str(Path(__file__).parent))
-import fake_operators
-import python_device
+from tests.ascend import fake_operators, python_device
 
 python_device.install()
 
@@ -105,7 +100,7 @@ def test_another_schema_is_refused(install):
     schema = SCHEMAS["npu::npu_rms_norm"].replace("epsilon=1e-06", "epsilon=1e-05")
     install(["npu::npu_rms_norm"], schema={"npu::npu_rms_norm": schema})
     assert (
-        "npu_rms_norm has another schema: npu::npu_rms_norm(Tensor self" in kernels.table("npu")["rms_norm"]
+        "npu_rms_norm has another schema: npu::npu_rms_norm(Tensor input" in kernels.table("npu")["rms_norm"]
     )
 
 

@@ -61,7 +61,7 @@ class NpuTensor(Tensor):
 
     @staticmethod
     def __new__(cls, raw: Tensor) -> NpuTensor:
-        return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined, no-any-return]
+        return torch.Tensor._make_wrapper_subclass(
             cls,
             raw.size(),
             strides=raw.stride(),
@@ -77,7 +77,9 @@ class NpuTensor(Tensor):
         return f"NpuTensor({self.raw})"
 
     @classmethod
-    def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, op: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _run(op, args, kwargs or {})
 
 

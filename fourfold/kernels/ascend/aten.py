@@ -101,15 +101,22 @@ def _add_gathered(
     places: Tensor | None,
 ) -> None:
     """Each token's own matrices, one choice of all tokens after the other."""
-    numbers, order = indices.to(torch.int32).sort(dim=1, stable=True)
+    numbers, order = ascending(indices)
     amounts = weights.gather(1, order)
-    rows = numbers if places is None else places[numbers.to(torch.int64)]
+    rows = numbers if places is None else places[numbers]
     amounts = amounts.where(rows >= 0, 0.0)
     rows = rows.clamp(0, stacks[0][0].shape[0] - 1)
     for k in range(indices.shape[1]):
         w1, w3, w2 = (_rows_of(stack, rows[:, k]) for stack in stacks)
         inner = reference.swiglu(_each(x, w1), _each(x, w3), limit) * amounts[:, k, None]
         y += _each(round_input(inner, rounding), w2)
+
+
+def ascending(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers in order along the last dimension, and where they were.  As float32, which holds them
+    exactly: A2 and A3 sort integers on their slow scalar cores."""
+    values, order = numbers.to(torch.float32).sort(dim=-1, stable=True)
+    return values.to(numbers.dtype), order
 
 
 def _rows_of(stack: Stack, rows: Tensor) -> Tensor:
@@ -142,7 +149,7 @@ def _add_by_expert(
     """Each expert's own tokens, ascending; waits once for the device, to learn how many they are."""
     count = stacks[0][0].shape[0] if places is None else places.shape[0]
     numbers = indices.flatten()
-    order = numbers.to(torch.int32).argsort(stable=True)
+    order = ascending(numbers)[1]
     tokens = order // indices.shape[1]
     amounts = weights.flatten()[order].unsqueeze(-1)
     rows = torch.arange(count, device=x.device) if places is None else places

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fourfold.kernels import reference
+from fourfold.kernels.ascend.aten import ascending
 from fourfold.kernels.ascend.forms import Form
 from fourfold.kernels.ascend.public import A2_A3, BF16, draw
 from fourfold.kernels.formats import Rounding, channel_scale, is_integer, to_int8
@@ -117,8 +118,8 @@ def experts_bf16(
 
 def _ascending(indices: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Each token's experts in ascending order, none beyond the last, and their weights."""
-    numbers, order = indices.to(torch.int32).clamp(0, count - 1).sort(dim=1, stable=True)
-    return numbers, weights.gather(1, order)
+    numbers, order = ascending(indices.clamp(0, count - 1))
+    return numbers.to(torch.int32), weights.gather(1, order)
 
 
 def _route(x: Tensor, numbers: Tensor, count: int, scale: Tensor | None) -> tuple[Tensor, ...]:

@@ -1,6 +1,6 @@
 """The operators that we call, with the schemas that we call them by.
 
-npu: those of torch_npu 2.13.0 (its npu_native_functions_by_codegen.yaml; 2.14.0 has the same).  custom: the
+npu: those that torch_npu 2.13.0 registers.  custom: the
 package of hicann/cann-recipes-infer, ops/ascendc; _C_ascend: vllm-ascend; cann_ops_transformer: CANN's own
 package; all as of August 2026.  They register other arguments under the same names, and so do their releases:
 a name alone says nothing.
@@ -9,9 +9,11 @@ a name alone says nothing.
 from __future__ import annotations
 
 SCHEMAS = {
-    "npu::npu_rms_norm": ("npu_rms_norm(Tensor self, Tensor gamma, float epsilon=1e-06) -> (Tensor, Tensor)"),
+    "npu::npu_rms_norm": (
+        "npu_rms_norm(Tensor input, Tensor gamma, float epsilon=1e-06) -> (Tensor, Tensor)"
+    ),
     "npu::npu_rotary_mul": (
-        "npu_rotary_mul(Tensor self, Tensor r1, Tensor r2, str rotary_mode='half', Tensor? rotate=None) "
+        "npu_rotary_mul(Tensor input, Tensor r1, Tensor r2, str rotary_mode='half', Tensor? rotate=None) "
         "-> Tensor"
     ),
     "npu::npu_moe_gating_top_k": (
