@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
@@ -95,6 +96,17 @@ class _Mode(TorchDispatchMode):
         return op(*args, **kwargs)
 
 
+class _Literals(TorchFunctionMode):
+    """torch.tensor makes its values where no mode sees it: let it do so on the CPU, and copy them."""
+
+    def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if call is not torch.tensor or kwargs.get("device") is None:
+            return call(*args, **kwargs)
+        device = kwargs.pop("device")
+        return call(*args, **kwargs).to(device)
+
+
 calls: Counter[str] = Counter()
 """How often each operator ran on the device."""
 
@@ -107,7 +119,7 @@ def install() -> None:
 @contextmanager
 def npu() -> Iterator[None]:
     """In a `with`: tensors can be made on npu."""
-    with torch.no_grad(), _Mode():
+    with torch.no_grad(), _Mode(), _Literals():
         yield
 
 
