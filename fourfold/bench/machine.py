@@ -144,8 +144,6 @@ def _cpu_ticks() -> tuple[int, int] | None:
     return user + nice + system + irq + soft, stolen
 
 
-
-
 class _torch_threads:
     """For the length of a `with`, torch shares its work among so many threads."""
 

@@ -215,7 +215,7 @@ def test_ascend_says_what_its_formats_and_heads_do_not_suit():
     assert any("no products of fp8 or fp4" in line for line in published.assumptions)
     assert not any("no products" in line for line in converted.assumptions)
     assert converted.demand.total_bytes / published.demand.total_bytes == pytest.approx(1.84, abs=0.01)
-    assert [report.value for report in converted.reports][0] == "about 36 tokens/s"
+    assert converted.reports[0].value == "about 36 tokens/s"
     new = listed_hardware("ascend-950dt")
     one, two = (plan(find_model("flash"), Machine(device=new, devices=count)) for count in (1, 2))
     assert not any("heads" in line for line in one.assumptions)
