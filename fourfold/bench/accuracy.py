@@ -17,19 +17,19 @@ TOKENS = 512
 _PIECE = 64  # tokens whose logits are compared at once: bounds the memory
 
 
-def accuracy(folder: Path, numerics: str) -> dict[str, Any]:
+def accuracy(folder: Path, numerics: str, device: str = "cpu") -> dict[str, Any]:
     """KL(exact ‖ chosen) in nats and the share of equal first choices, over 512 tokens of one sequence.
 
     Language, where the checkpoint has a tokenizer; pseudo-random ids otherwise.  The model is loaded twice,
     never both at once.
     """
-    model = fourfold.load(folder, numerics="exact")
+    model = fourfold.load(folder, device=device, numerics="exact")
     length = min(TOKENS, model.config.max_position_embeddings)
     ids = passage_ids(model, length, length)
     text = model.tokenizer is not None
     exact = list(_logits(model, ids))
     del model
-    model = fourfold.load(folder, numerics=numerics)
+    model = fourfold.load(folder, device=device, numerics=numerics)
     kl, largest, same = 0.0, 0.0, 0
     for expected, got in zip(exact, _logits(model, ids), strict=True):
         divergence = kl_divergence(expected, got)
@@ -50,4 +50,4 @@ def _logits(model: Transformer, ids: Tensor) -> Iterator[Tensor]:
     """[t, V] f32 for each piece of ids [1, T]."""
     cache = model.new_cache()
     for piece in ids.split(_PIECE, dim=1):
-        yield model(piece, cache=cache).logits[0]
+        yield model(piece.to(model.device), cache=cache).logits[0].cpu()

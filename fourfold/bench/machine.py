@@ -14,6 +14,7 @@ from fourfold import kernels
 from fourfold.conformance.report import machine as certificate_machine
 from fourfold.kernels import cpu
 from fourfold.kernels.cpu import nodes
+from fourfold.kernels.waiting import wait
 from fourfold.plan.measure import probe_size
 
 _PEAK_SECONDS = 0.1
@@ -22,11 +23,13 @@ _STREAMS = (1, 2, 4, 8)
 
 
 class Machine:
-    """Measures reading from memory and multiplying, in the extension where there is one, else in torch."""
+    """Measures reading from memory and multiplying: on a CPU in the extension where there is one, else in
+    torch."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, device: str = "cpu") -> None:
         """threads: the most that will be asked for; each touches its own part of the memory first."""
-        self._native = cpu.native
+        self._device = torch.device(device)
+        self._native = cpu.native if self._device.type == "cpu" else None
         size = probe_size()
         if self._native is not None:
             self._probe = self._native.ReadProbe(size, threads)
@@ -34,7 +37,8 @@ class Machine:
             # How many places at a time a core should read differs from one core to another: the fastest.
             self._streams = min(_STREAMS, key=lambda n: min(self._probe.seconds(1, n) for _ in range(2)))
         else:
-            self._words = torch.ones(size // 8, dtype=torch.int64)
+            # int32: what every chip adds itself.
+            self._words = torch.ones(size // 4, dtype=torch.int32, device=self._device)
             self.bytes = self._words.nbytes
 
     def read_bandwidth(self, threads: int) -> float:
@@ -42,7 +46,7 @@ class Machine:
         if self._native is not None:
             return self.bytes / self._probe.seconds(threads, self._streams)
         with _torch_threads(threads):
-            return self.bytes / _seconds(self._words.sum)
+            return self.bytes / self._seconds(self._words.amax)
 
     def peaks(self, threads: int) -> dict[str, float]:
         """Operations a second (a multiply-add is two) by type of the factors and what multiplies.
@@ -56,8 +60,20 @@ class Machine:
                 found[f"{kind} {unit}"] = self._native.peak(kind, unit, threads, _PEAK_SECONDS)
         with _torch_threads(threads):
             for kind, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
-                found[f"{kind} torch"] = _matmul_rate(dtype)
+                found[f"{kind} torch"] = self._matmul_rate(dtype)
         return found
+
+    def _matmul_rate(self, dtype: torch.dtype) -> float:
+        a = torch.ones(_MATMUL, _MATMUL, dtype=dtype, device=self._device)
+        seconds = [self._seconds(lambda: a @ a) for _ in range(3)]
+        return 2 * _MATMUL**3 / min(seconds)
+
+    def _seconds(self, call: Callable[[], object]) -> float:
+        wait(self._device)
+        begin = time.perf_counter()
+        call()
+        wait(self._device)
+        return time.perf_counter() - begin
 
 
 def peak_of(peaks: dict[str, float], kind: str) -> float:
@@ -65,9 +81,10 @@ def peak_of(peaks: dict[str, float], kind: str) -> float:
     return max(value for name, value in peaks.items() if name.split()[0] == kind)
 
 
-def describe() -> dict[str, Any]:
-    """Processor, cores, memory and its nodes, instruction set in use and versions, for the document."""
-    facts = certificate_machine("cpu")
+def describe(device: str = "cpu") -> dict[str, Any]:
+    """Processor or accelerator, cores, memory and its nodes, instruction set in use and versions, for the
+    document."""
+    facts = certificate_machine(device)
     return {
         "processor": facts["device"],
         "usable_cores": usable_cores(),
@@ -75,7 +92,7 @@ def describe() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "isa": cpu.describe()["isa"],
         "isa_reason": cpu.describe()["reason"],
-        "kernels": kernels.table("cpu"),
+        "kernels": kernels.table(torch.device(device).type),
         "system": facts["system"],
         "python": facts["python"],
         "torch": facts["torch"],
@@ -125,18 +142,6 @@ def _cpu_ticks() -> tuple[int, int] | None:
         return None
     user, nice, system, _idle, _wait, irq, soft, stolen = map(int, first[1:9])
     return user + nice + system + irq + soft, stolen
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
-
-
-def _matmul_rate(dtype: torch.dtype) -> float:
-    a = torch.ones(_MATMUL, _MATMUL, dtype=dtype)
-    seconds = [_seconds(lambda: a @ a) for _ in range(3)]
-    return 2 * _MATMUL**3 / min(seconds)
 
 
 class _torch_threads:

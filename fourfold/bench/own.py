@@ -11,6 +11,7 @@ from torch import Tensor
 
 import fourfold
 from fourfold.kernels import cpu
+from fourfold.kernels.waiting import wait
 from fourfold.model.cache import Cache
 
 
@@ -25,8 +26,8 @@ class OwnState:
 class Own:
     """A checkpoint loaded by `fourfold.load`."""
 
-    def __init__(self, folder: Path, numerics: str) -> None:
-        self._model = fourfold.load(folder, numerics=numerics)
+    def __init__(self, folder: Path, numerics: str, device: str = "cpu") -> None:
+        self._model = fourfold.load(folder, device=device, numerics=numerics)
         self.config_vocab = self._model.config.vocab_size
 
     def use_threads(self, threads: int) -> None:
@@ -45,7 +46,10 @@ class Own:
         return state
 
     def feed(self, state: OwnState, ids: Tensor) -> None:
-        self._model(ids, cache=state.cache, logits="last")
+        self._model(ids.to(self._model.device), cache=state.cache, logits="last")
+
+    def wait(self) -> None:
+        wait(self._model.device)
 
     def about(self) -> dict[str, Any]:
         """Statistics of experts that are streamed from disk, where the model keeps any."""

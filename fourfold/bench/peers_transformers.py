@@ -107,5 +107,8 @@ class Transformers:
         out = self._model(ids, past_key_values=state[0], use_cache=True, logits_to_keep=1)
         state[0] = out.past_key_values
 
+    def wait(self) -> None:
+        """Nothing runs later."""
+
     def about(self) -> dict[str, Any]:
         return {"version": version("transformers"), "weights": "bf16"}

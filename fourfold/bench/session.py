@@ -32,6 +32,7 @@ def bench(
     settings: Settings,
     numerics: str,
     *,
+    device: str = "cpu",
     compare: Sequence[str] = (),
     llamas: Sequence[LlamaPeer] = (),
     with_accuracy: bool = False,
@@ -40,6 +41,7 @@ def bench(
 ) -> dict[str, Any]:
     """Measure the checkpoint `folder`; the document that `fourfold bench --json` prints.
 
+    device: of our own engine, and whose limits are measured; peers run on the CPU.
     warn is told what makes the figures suspect and which peers are missing.  Raises the errors of
     `fourfold.load`; RequestError: contexts that the model has no positions for.
     """
@@ -49,13 +51,13 @@ def bench(
     for found in machines.complaints(before, max(settings.threads)):
         warn(found)
     progress("loading fourfold")
-    engines: list[Engine] = [WorkerEngine(OWN, folder, numerics)]
+    engines: list[Engine] = [WorkerEngine(OWN, folder, numerics, device)]
     try:
         peers, missing = open_peers(compare, llamas, folder, progress)
         engines += peers
         for reason in missing.values():
             warn(f"not compared: {reason}")
-        machine = machines.Machine(max(settings.threads))
+        machine = machines.Machine(max(settings.threads), device)
         outcome = run(engines[0], peers, machine, settings, progress)
         for reason in outcome.left_out.values():
             warn(f"left out from there on: {reason}")
@@ -67,14 +69,14 @@ def bench(
     exactness = None
     if with_accuracy:
         progress("accuracy")
-        exactness = accuracy(folder, numerics)
+        exactness = accuracy(folder, numerics, device)
     return {
         "format": FORMAT,
         "fourfold": fourfold.__version__,
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["fourfold", *sys.argv[1:]]),
-        "machine": machines.describe(),
+        "machine": machines.describe(device),
         "activity": {"before": before, "after": after},
         "model": {
             "name": name,

@@ -1,4 +1,4 @@
-"""An engine in a process of its own: `python -m fourfold.bench.worker ENGINE FOLDER NUMERICS`.
+"""An engine in a process of its own: `python -m fourfold.bench.worker ENGINE FOLDER NUMERICS DEVICE`.
 
 Requests and replies are lines of JSON on stdin and stdout.  The first reply, {"load_seconds": …}, comes when
 the model is loaded; then {"threads": t, "context": c, "prefill": p, "decode": d} is answered with seconds,
@@ -46,19 +46,23 @@ class Adapter(Protocol[State]):
     def feed(self, state: State, ids: torch.Tensor) -> None:
         """Continue with ids [1, T]; logits are computed for the last of them only."""
 
+    def wait(self) -> None:
+        """Until all that was fed is computed."""
+
     def about(self) -> dict[str, Any]:
         """Anything else worth a place in the document."""
 
 
-def open_adapter(engine: str, folder: Path, numerics: str) -> Adapter[Any]:
-    """Load the model.  Adapters are imported here: one engine's libraries are no other's concern."""
+def open_adapter(engine: str, folder: Path, numerics: str, device: str) -> Adapter[Any]:
+    """Load the model; peers run on the CPU.  Adapters are imported here: one engine's libraries are no
+    other's concern."""
     if engine == "transformers":
         from fourfold.bench.peers_transformers import Transformers
 
         return Transformers(folder)
     from fourfold.bench.own import Own
 
-    return Own(folder, numerics)
+    return Own(folder, numerics, device)
 
 
 class Worker:
@@ -110,6 +114,7 @@ class Worker:
         begin = time.perf_counter()
         for part in ids.split(chunk, dim=1) if tokens else ():
             self._adapter.feed(state, part)
+        self._adapter.wait()
         return time.perf_counter() - begin
 
 
@@ -128,7 +133,7 @@ def peak_memory() -> int:
 
 def main() -> None:
     """Serve until stdin ends."""
-    engine, folder, numerics = sys.argv[1:4]
+    engine, folder, numerics, device = sys.argv[1:5]
     # Whatever a library prints belongs on stderr: stdout carries replies alone.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -138,7 +143,7 @@ def main() -> None:
 
     try:
         begin = time.perf_counter()
-        worker = Worker(open_adapter(engine, Path(folder), numerics))
+        worker = Worker(open_adapter(engine, Path(folder), numerics, device))
         reply({"load_seconds": time.perf_counter() - begin})
         for line in sys.stdin:
             reply(worker.answer(json.loads(line)))

@@ -79,6 +79,7 @@ def bench(
     ] = "1,2",
     repetitions: Annotated[int, typer.Option(help="Rounds; the best counts.", min=1)] = 5,
     numerics: options.Numerics = "fast",
+    device: options.Device = "cpu",
     compare: Annotated[
         str, typer.Option(callback=_peers, help="Other engines in the same run: transformers,llama.cpp.")
     ] = "",
@@ -137,6 +138,7 @@ def bench(
             model_name(path),
             settings,
             numerics,
+            device=device,
             compare=peers,
             llamas=llamas,
             with_accuracy=accuracy,

@@ -105,9 +105,9 @@ def tiers_line(model: Transformer) -> str:
 
 
 def kernel_line(device: str) -> str:
-    """Which operations fall back to the reference on this device; empty when none does."""
+    """Which operations fall back to the reference, or to T0 on an npu; empty when none does."""
     runs = kernels.table(device)
-    slow = [name for name, backend in runs.items() if backend == "reference"]
+    slow = [name for name, backend in runs.items() if backend.startswith(("reference", "T0"))]
     own = [name for name in runs if name not in slow]
     if not slow:
         return ""

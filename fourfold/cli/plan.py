@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -77,6 +77,10 @@ def plan(
             help="Stream experts: a rate as 7GB/s, or a file or folder whose disk is measured.",
         ),
     ] = None,
+    format: Annotated[
+        Literal["w8a8", "w4a8"] | None,
+        typer.Option(help="As `fourfold export --format` would convert it.", show_default="as it is"),
+    ] = None,
     context: Annotated[int, typer.Option(help="Tokens that each sequence has when decoded.", min=1)] = 8192,
     concurrency: Annotated[int, typer.Option(help="Sequences decoded together.", min=1)] = 1,
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt that is prefilled.", min=1)] = 2048,
@@ -104,7 +108,7 @@ def plan(
         raise typer.BadParameter("--power needs --electricity, the price of a kWh")
     use_threads(threads)
     tariff = planning.Tariff(power=power, electricity=electricity, price=price, currency=currency)
-    demand = planning.find_model(model)
+    demand = planning.find_model(model, format)
     planning.check(demand.config, context=context, concurrency=concurrency, prompt=prompt)
     device = _hardware(hardware)
     machine = planning.Machine(
@@ -168,6 +172,10 @@ def _print(plan: Plan) -> None:
         console.answer("\n")
         columns = ("per million tokens", "", "cached input", "input", "output")
         console.table("Cost", columns, _costs(plan))
+    if plan.reports:
+        console.answer("\n")
+        rows = [(f"{report.devices} x, {report.what}", report.value) for report in plan.reports]
+        console.table("Published by others for their engines, not measured by us", ("", ""), rows)
     console.answer("\nAssumptions\n" + "".join(f"- {line}\n" for line in plan.assumptions))
 
 

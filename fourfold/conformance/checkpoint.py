@@ -141,7 +141,7 @@ def _same_bits(model: Transformer, label: str, got: Tensor, expected: Tensor) ->
     device = model.device.type
     required = device == "cpu" and "reference" not in kernels.table(device).values()
     detail = f"{model.numerics.name}, {label}, positions that differ{'' if required else ' (not required)'}"
-    share = float((got != expected).any(-1).double().mean())
+    share = float((got != expected).any(-1).cpu().double().mean())
     return _measure("same bits", detail, share, 0.0 if required else 1.0)
 
 
@@ -198,7 +198,7 @@ def _is_trained(logits: Tensor, passage: Passage) -> bool:
 
 
 def _not_finite(logits: Tensor) -> float:
-    return float((~torch.isfinite(logits)).double().mean())
+    return float((~torch.isfinite(logits.cpu())).double().mean())
 
 
 def _on_cpu(output: Output) -> Output:

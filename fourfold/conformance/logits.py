@@ -29,7 +29,8 @@ class Distance:
 
 def distance(got: Tensor, expected: Tensor) -> Distance:
     """Compare logits [..., V]. What is not finite is infinitely far away."""
-    got, expected = (logits.detach().double().flatten(0, -2).cpu() for logits in (got, expected))
+    # On the CPU: not every chip has float64.
+    got, expected = (logits.detach().cpu().double().flatten(0, -2) for logits in (got, expected))
     error = (got - expected).abs()
     if not bool(torch.isfinite(error).all()):
         far = float("inf")
@@ -57,8 +58,9 @@ def drift(got: Sequence[Tensor], expected: Sequence[Tensor], kinds: Sequence[str
     got, expected: streams [B, T, n, D] after each block, and the kind of each block.
     """
     worst: dict[str, float] = defaultdict(float)
-    for kind, a, b in zip(kinds, got, expected, strict=True):
-        error, size = ((x.square().mean((-2, -1)).sqrt()) for x in (a.float() - b.float(), b.float()))
+    for kind, *streams in zip(kinds, got, expected, strict=True):
+        a, b = (x.detach().cpu().float() for x in streams)
+        error, size = ((x.square().mean((-2, -1)).sqrt()) for x in (a - b, b))
         value = float((error / size).median())
         worst[kind] = max(worst[kind], value if value == value else float("inf"))
     return dict(worst)

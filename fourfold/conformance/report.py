@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from fourfold.kernels import ascend
+
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
@@ -119,8 +121,10 @@ def difference(got: Tensor, expected: Tensor, unit: float | None = None) -> Diff
 def machine(device: str) -> dict[str, str]:
     """What this ran on: processor or accelerator, versions, threads."""
     kind = torch.device(device).type
+    facts = ascend.device.describe() if kind == "npu" else {}
     return {
         "device": _processor() if kind == "cpu" else _accelerator(device),
+        **{key: value for key, value in facts.items() if key != "device"},
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -40,7 +40,10 @@ class Runner:
                 self._saved.pop(action.job, None)
 
     def compute(self, shares: Sequence[Share]) -> dict[Job, Tensor]:
-        """Logits [V] f32 of the jobs whose last known token is among the shares.  Nothing counts yet."""
+        """Logits [V] f32 of the jobs whose last known token is among the shares.  Nothing counts yet.
+
+        They are on the CPU: what samples from them wants float64, which not every chip has.
+        """
         spans, ids, wanted = [], [], []
         for share in shares:
             job = share.job
@@ -51,7 +54,7 @@ class Runner:
                 wanted.append((job, len(ids) - 1))
         device = self.model.device
         places = torch.tensor([place for _, place in wanted], dtype=torch.int64, device=device)
-        logits = self.model.paged(torch.tensor(ids, device=device), spans, self.cache, places)
+        logits = self.model.paged(torch.tensor(ids, device=device), spans, self.cache, places).cpu()
         return {job: row for (job, _), row in zip(wanted, logits, strict=True)}
 
     def commit(self, shares: Sequence[Share], kept: Sequence[Keep]) -> None:

@@ -3,7 +3,8 @@
 A chip is a module with functions of the same names; `reference` has all of them in plain torch and is the
 truth.  The device of the first argument chooses, in one table lookup; the model never asks.  Shapes use the
 letters of docs/notation.md.  Operations without a chip's own kernel run on the reference, and `table()` says
-so.  Other packages bring chips as entry points (chips.py): looked for when a device type is first used.
+so.  Kernels are looked for when a device type is first used: our own for `cpu` and `npu`, those that other
+packages bring as entry points (chips.py) for all others.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ _REFERENCE: dict[str, Callable[..., Any]] = {
     for name in OPERATIONS
 }
 _TABLES: dict[str, dict[str, Callable[..., Any]]] = {}
+_PLAIN: dict[str, Mapping[str, Callable[..., Any]]] = {}
+"""What stands for the reference on devices that cannot run all of it."""
 _NOTES: dict[str, dict[str, str]] = {}
 _FP4_INPUTS: dict[str, Callable[[], Rounding]] = {}
 _SEARCHED: set[str] = set()
@@ -77,12 +80,13 @@ def register(
     device: str,
     operations: Mapping[str, Callable[..., Any]],
     notes: Mapping[str, str],
+    plain: Mapping[str, Callable[..., Any]] | None = None,
     fp4_input: Callable[[], Rounding] = lambda: Rounding.BF16,
 ) -> None:
     """Let `operations` run on tensors of device type `device`; `notes` say what each covers.
 
-    fp4_input: which of Rounding.BF16 and INT8_GROUPS these operations take fastest beside FP4 weights.
-
+    plain: what stands for the reference where this device cannot run it as it is.  fp4_input: which of
+    Rounding.BF16 and INT8_GROUPS these operations take fastest beside FP4 weights.
     KernelError: an operation that the contract does not have.
     """
     if unknown := sorted(operations.keys() - set(OPERATIONS)):
@@ -90,6 +94,7 @@ def register(
             f"kernels for {device} name operations outside the contract: {', '.join(unknown)}; "
             f"allowed: {', '.join(OPERATIONS)}"
         )
+    _PLAIN[device] = plain or {}
     _TABLES[device] = {**_REFERENCE, **operations}
     _NOTES[device] = {name: notes.get(name, "native") for name in operations}
     _FP4_INPUTS[device] = fp4_input
@@ -98,9 +103,8 @@ def register(
 def unregister(device: str) -> None:
     """Run everything of `device` on the reference again."""
     _SEARCHED.add(device)
-    _TABLES.pop(device, None)
-    _NOTES.pop(device, None)
-    _FP4_INPUTS.pop(device, None)
+    for table in (_TABLES, _NOTES, _PLAIN, _FP4_INPUTS):
+        table.pop(device, None)
 
 
 def discover(device: str) -> None:
@@ -113,6 +117,10 @@ def discover(device: str) -> None:
     point = None
     if device == "cpu":
         _register_cpu()
+    elif device == "npu":
+        from fourfold.kernels import ascend
+
+        ascend.bring()
     else:
         point = chips.bring(device)
     if point is not None and device not in _TABLES:
@@ -130,7 +138,7 @@ def replaced(device: str, operations: Mapping[str, Callable[..., Any]]) -> Itera
     Training needs this: the reference has derivatives, a chip's own kernels need not.
     """
     discover(device)
-    with _running(device, {**_REFERENCE, **operations}):
+    with _running(device, {**_REFERENCE, **_PLAIN.get(device, {}), **operations}):
         yield
 
 
@@ -544,4 +552,4 @@ def _register_cpu() -> None:
     if cpu.available():
         from fourfold.kernels.cpu import ops
 
-        register("cpu", ops.OPS, ops.NOTES, ops.fp4_input)
+        register("cpu", ops.OPS, ops.NOTES, fp4_input=ops.fp4_input)

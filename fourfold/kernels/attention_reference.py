@@ -7,6 +7,8 @@ gathered.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,28 @@ def sparse_attention(
     scale: float,
     rounding: Rounding = Rounding.NONE,
 ) -> Tensor:
+    return attend_in_blocks(
+        ranged, q, window, window_range, entries, entry_range, entry_index, sink, scale, rounding
+    )
+
+
+Source = tuple[Tensor, Tensor, Tensor]
+"""Unscaled scores [B, H, t, L], mask [B, 1, t, L], and values [B, L, C] or [B, t, L, C]."""
+
+
+def attend_in_blocks(
+    see: Callable[[Tensor, Tensor, Tensor], Source],
+    q: Tensor,
+    window: Tensor,
+    window_range: Tensor,
+    entries: Tensor | None,
+    entry_range: Tensor | None,
+    entry_index: Tensor | None,
+    sink: Tensor,
+    scale: float,
+    rounding: Rounding,
+) -> Tensor:
+    """As `sparse_attention`; `see` (as `ranged`) says how queries meet the rows that are given by ranges."""
     dtype = q.dtype
     q = round_input(q.float(), rounding)
     batch, tokens, heads, width = q.shape
@@ -40,12 +64,12 @@ def sparse_attention(
     parts = []
     for start in range(0, tokens, block):
         rows = slice(start, start + block)
-        sources = [_ranged(q[:, rows], window, window_range[:, rows])]
+        sources = [see(q[:, rows], window, window_range[:, rows])]
         if entries is not None and entry_index is not None:
             choose = _gathered if gathers else _indexed
             sources.append(choose(q[:, rows], entries, entry_index[:, rows]))
         elif entries is not None and entry_range is not None:
-            sources.append(_ranged(q[:, rows], entries, entry_range[:, rows]))
+            sources.append(see(q[:, rows], entries, entry_range[:, rows]))
         parts.append(_attend(sources, sink, scale, rounding).to(dtype))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
@@ -54,15 +78,20 @@ def _gathering_pays(entries: Tensor, index: Tensor) -> bool:
     return entries.shape[1] > 4 * index.shape[-1]
 
 
-Source = tuple[Tensor, Tensor, Tensor]
-"""Unscaled scores [B, H, t, L], mask [B, 1, t, L], and values [B, L, C] or [B, t, L, C]."""
-
-
-def _ranged(q: Tensor, kv: Tensor, rows: Tensor) -> Source:
+def ranged(q: Tensor, kv: Tensor, rows: Tensor) -> Source:
+    """Scores of the rows from the first that any query sees to the last: asks the device for both."""
     low, high = int(rows[..., 0].min()), int(rows[..., 1].max())
     kv = kv[:, low:high].to(torch.float32)
     position = torch.arange(low, max(high, low), device=q.device)
     mask = (position >= rows[..., :1]) & (position < rows[..., 1:])
+    return _shared_scores(q, kv), mask.unsqueeze(1), kv
+
+
+def whole(q: Tensor, kv: Tensor, rows: Tensor) -> Source:
+    """Scores of all rows: more arithmetic than `ranged`, and no question to the device."""
+    position = torch.arange(kv.shape[1], device=q.device)
+    mask = (position >= rows[..., :1]) & (position < rows[..., 1:])
+    kv = kv.to(torch.float32)
     return _shared_scores(q, kv), mask.unsqueeze(1), kv
 
 
@@ -77,7 +106,7 @@ def _indexed(q: Tensor, kv: Tensor, index: Tensor) -> Source:
 
 def _gathered(q: Tensor, kv: Tensor, index: Tensor) -> Source:
     batch = torch.arange(kv.shape[0], device=q.device)[:, None, None]
-    chosen = kv[batch, index.clamp_min(0)].to(torch.float32)
+    chosen = kv[batch, index.clamp(0, kv.shape[1] - 1)].to(torch.float32)
     scores = torch.einsum("bthc,btkc->bhtk", q.to(torch.float32), chosen)
     return scores, (index >= 0).unsqueeze(1), chosen
 
@@ -130,7 +159,13 @@ def _best_visible(scores: Tensor, visible: Tensor, k: int) -> Tensor:
     above = scores > threshold
     tied = (scores == threshold) & mask
     room = kept - above.sum(-1, keepdim=True)
-    chosen = above | (tied & (tied.cumsum(-1) <= room))
-    index = position.where(chosen, count).sort(dim=-1).values[..., :kept]
-    index = index.where(index < count, -1)
-    return torch.nn.functional.pad(index, (0, k - kept), value=-1)
+    chosen = above | (tied & (_count(tied) <= room))
+    # Each chosen position goes to its rank; all others to one more column, which is cut off.
+    rank = torch.where(chosen, _count(chosen) - 1, k).to(torch.int64)
+    index = rank.new_full((*rank.shape[:-1], k + 1), -1)
+    return index.scatter_(-1, rank, position.expand_as(rank))[..., :k]
+
+
+def _count(mask: Tensor) -> Tensor:
+    """How many are true up to each, itself included; int32, which every chip adds."""
+    return mask.to(torch.int32).cumsum(-1, dtype=torch.int32)

@@ -41,6 +41,8 @@ _FP4_AMAX_FLOOR = FP4_MAX * 2.0**-126
 _INT8_AMAX_FLOOR = 1e-30
 # Near this number the spacing of float32 is 1: adding and taking it off rounds, and lets gradients pass.
 _WHOLE = 1.5 * 2.0**23
+_E4M3_SMALLEST = 2.0**-6  # normal value; those below share its spacing
+_MANTISSA, _EXPONENT = 0x007FFFFF, 0x7F800000
 
 
 class Rounding(Enum):
@@ -141,10 +143,10 @@ def row_slabs(weight: Tensor, scale: Tensor | None) -> list[tuple[Tensor, Tensor
 
 
 def power_of_two_scale(amax: Tensor, limit: float) -> Tensor:
-    """2^ceil(log2(amax / limit)), exactly: frexp instead of a logarithm that may round across an integer."""
-    mantissa, exponent = torch.frexp(amax.to(torch.float32) / limit)
-    exponent = torch.where(mantissa == 0.5, exponent - 1, exponent)
-    return torch.ldexp(torch.ones_like(mantissa), exponent)
+    """2^ceil(log2(amax / limit)), exactly: by the bits, since a logarithm may round across an integer."""
+    bits = (amax.to(torch.float32) / limit).view(torch.int32)
+    # Any bit of the mantissa carries into the exponent; then the mantissa goes.
+    return ((bits + _MANTISSA) & ~_MANTISSA).view(torch.float32)
 
 
 def round_fp8(x: Tensor, group: int) -> Tensor:
@@ -155,8 +157,7 @@ def round_fp8(x: Tensor, group: int) -> Tensor:
     """
     grouped, width = _in_groups(x, group)
     scale = power_of_two_scale(grouped.abs().amax(-1, keepdim=True).clamp_min(_FP8_AMAX_FLOOR), FP8_MAX)
-    rounded = (grouped / scale).to(torch.float8_e4m3fn).to(torch.float32) * scale
-    return rounded.flatten(-2)[..., :width].to(x.dtype)
+    return (round_to_e4m3(grouped / scale) * scale).flatten(-2)[..., :width].to(x.dtype)
 
 
 def to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,6 +200,16 @@ def round_int8_groups(x: Tensor) -> Tensor:
     largest = grouped.abs().amax(-1, keepdim=True).clamp_min(_INT8_AMAX_FLOOR)
     whole = (grouped * (INT8_MAX / largest) + _WHOLE) - _WHOLE
     return (whole * (largest / INT8_MAX)).flatten(-2)[..., :width].to(x.dtype)
+
+
+def round_to_e4m3(x: Tensor) -> Tensor:
+    """Nearest e4m3 value of x f32, at most 448 in amplitude, ties to the even code; f32.
+
+    By arithmetic: not every chip has the type.
+    """
+    power = (x.view(torch.int32) & _EXPONENT).view(torch.float32)
+    step = power.clamp_min(_E4M3_SMALLEST) / 8
+    return ((x / step + _WHOLE) - _WHOLE) * step
 
 
 def round_to_e2m1(x: Tensor) -> Tensor:

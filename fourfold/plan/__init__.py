@@ -4,19 +4,21 @@ from fourfold.plan.cost import Cost, Tariff
 from fourfold.plan.demand import Demand
 from fourfold.plan.measure import NativeProbe, Probe, TorchProbe, disk_read_rate, measure_here
 from fourfold.plan.placement import Machine, PlacedPart, Placement
-from fourfold.plan.planner import Plan, check, find_model, plan
+from fourfold.plan.planner import CONVERTED, Plan, check, find_model, plan
 from fourfold.plan.speed import Speed
 from fourfold.plan.tables import (
     Efficiency,
     Figure,
     Hardware,
     HostedPrice,
+    Report,
     efficiencies,
     hardware_names,
     listed_hardware,
 )
 
 __all__ = [
+    "CONVERTED",
     "Cost",
     "Demand",
     "Efficiency",
@@ -29,6 +31,7 @@ __all__ = [
     "Placement",
     "Plan",
     "Probe",
+    "Report",
     "Speed",
     "Tariff",
     "TorchProbe",

@@ -72,7 +72,7 @@ def hosted(config: ModelConfig, today: datetime.date) -> list[HostedPrice]:
 
     Empty for a model that is not offered.
     """
-    name = _family(config)
+    name = family(config)
     own = [price for price in hosted_prices() if price.model == name]
     latest: dict[str, datetime.date] = {}
     for price in own:
@@ -87,7 +87,7 @@ def hosted(config: ModelConfig, today: datetime.date) -> list[HostedPrice]:
     ]
 
 
-def _family(config: ModelConfig) -> str | None:
+def family(config: ModelConfig) -> str | None:
     """The published model whose sizes these are."""
     sizes = ("hidden_size", "num_hidden_layers", "n_routed_experts", "vocab_size")
     for name in PRESETS[:2]:

@@ -11,17 +11,18 @@ from typing import Any
 
 from fourfold.config import ModelConfig
 from fourfold.errors import DownloadError, RequestError
-from fourfold.plan.cost import Cost, Tariff, cost, hosted
+from fourfold.plan.cost import Cost, Tariff, cost, family, hosted
 from fourfold.plan.demand import Demand
 from fourfold.plan.placement import Machine, Placement, place
 from fourfold.plan.speed import Roofline, Speed
-from fourfold.plan.tables import Efficiency, Hardware, HostedPrice, efficiencies
+from fourfold.plan.tables import Efficiency, Hardware, HostedPrice, Report, efficiencies, reports
 from fourfold.weights.synth import PRESETS, preset
 
 _PUBLISHED = re.compile(r"deepseek-ai/DeepSeek-V4-(Flash|Pro)(-Base)?")
 CHUNK = 512
 """Tokens of a prompt that a model gets at once."""
-
+CONVERTED = {"w8a8": "int8", "w4a8": "int4"}
+"""The routed experts' format in the recipes that `find_model` knows; it says what the rest is stored as."""
 _LONGEST_CHUNKED = 1 << 16  # chunks of a prompt, at most: beyond it planning itself would take seconds
 
 
@@ -33,6 +34,7 @@ class Plan:
     where experts stream from disk (uniform and skewed routing).  prefill: of one prompt; its seconds are the
     time to the first token.  All three, costs too, are empty where the model does not fit.
     kv_bytes: of one sequence, bf16.  hosted: list prices of DeepSeek's API, if it offers the model.
+    reports: what others published for this model on this hardware.
     assumptions: what the prediction rests on, in words.
     """
 
@@ -49,6 +51,7 @@ class Plan:
     prefill: Speed | None
     costs: list[Cost]
     hosted: list[HostedPrice]
+    reports: list[Report]
     assumptions: list[str]
 
     def to_json(self) -> dict[str, Any]:
@@ -110,7 +113,12 @@ def plan(
         prefill=prefill,
         costs=costs,
         hosted=hosted(demand.config, datetime.datetime.now(tz=datetime.UTC).date()),
-        assumptions=_assumptions(machine, placement, table, tariff),
+        reports=[
+            report
+            for report in reports()
+            if report.model == family(demand.config) and machine.device.name in report.hardware
+        ],
+        assumptions=[*_assumptions(machine, placement, table, tariff), *_mismatches(demand, machine)],
     )
 
 
@@ -127,23 +135,34 @@ def check(config: ModelConfig, *, context: int, concurrency: int, prompt: int, c
         )
 
 
-def find_model(name: str) -> Demand:
+def find_model(name: str, converted: str | None = None) -> Demand:
     """The Demand of a model, without downloading anything.
 
+    converted: "w8a8" or "w4a8", as `fourfold export --format` would store it; None as it is.
     name: flash, pro, flash-base, pro-base; a checkpoint folder or config.json; the repository id of a
     published model, or of one whose config.json is in the hub's cache.  DownloadError: none of these.
     """
+    path = Path(name).expanduser()
+    if converted is None and name not in PRESETS and path.is_dir():
+        return Demand.of(ModelConfig.from_file(path), path)
+    config = _find_config(name)
+    if converted is not None:
+        config = dataclasses.replace(config, expert_dtype=CONVERTED[converted])
+    return Demand.of(config)
+
+
+def _find_config(name: str) -> ModelConfig:
     if name in PRESETS:
-        return Demand.of(preset(name))
+        return preset(name)
     path = Path(name).expanduser()
     if path.exists():
-        return Demand.of(ModelConfig.from_file(path), path if path.is_dir() else None)
+        return ModelConfig.from_file(path)
     from huggingface_hub import try_to_load_from_cache
 
     if name.count("/") == 1 and isinstance(cached := try_to_load_from_cache(name, "config.json"), str):
-        return Demand.of(ModelConfig.from_file(cached))
+        return ModelConfig.from_file(cached)
     if match := _PUBLISHED.fullmatch(name):
-        return Demand.of(preset(f"{match[1]}{match[2] or ''}".lower()))
+        return preset(f"{match[1]}{match[2] or ''}".lower())
     raise DownloadError(
         f"{name}: no such folder or config.json, and nothing is downloaded to plan; allowed: "
         f"{', '.join(PRESETS)}, deepseek-ai/DeepSeek-V4-Flash, a path, or a repository in the hub's cache"
@@ -181,6 +200,25 @@ def _assumptions(
         if part.kind == "cpu" and part.cores is None:
             lines.append(f"{part.name}: cores are not given, so that memory alone limits decoding")
         lines += [f"uncertain, {part.name} {line}" for line in part.uncertain()]
+    return lines
+
+
+def _mismatches(demand: Demand, machine: Machine) -> list[str]:
+    """What the device's own operators do not do with this model, in words."""
+    device, lines = machine.device, []
+    stored = {name.split()[-1] for name in demand.read_by_format}
+    if decoded := [name for name in device.decodes if name in stored]:
+        lines.append(
+            f"{device.name} has no products of {' or '.join(decoded)}: such weights are decoded before each, "
+            "which the speeds leave out; --format w8a8 or w4a8 predicts them converted by fourfold export"
+        )
+    heads = demand.config.num_attention_heads
+    if device.local_heads and (heads % machine.devices or heads // machine.devices not in device.local_heads):
+        allowed = " or ".join(map(str, device.local_heads))
+        lines.append(
+            f"{device.name}'s attention operators take {allowed} heads a device: {heads} cannot be cut into "
+            f"{machine.devices}, attention has to be whole on each device"
+        )
     return lines
 
 

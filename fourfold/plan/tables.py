@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from fourfold.errors import ConfigError
 
@@ -18,6 +18,7 @@ Kind = Literal["cpu", "unified", "gpu", "npu"]
 
 FIGURES = ("memory_gb", "bandwidth_gb_s", "bf16_tflops", "cores", "fp8_tflops", "int8_tops", "power_w")
 _NEEDED = FIGURES[:3]
+_T = TypeVar("_T")
 _LARGEST = 1e9  # of any figure; far above all hardware, and no sum or product of such figures overflows
 
 
@@ -36,6 +37,8 @@ class Figure:
 class Hardware:
     """One device.  `figures` has memory_gb, bandwidth_gb_s and bf16_tflops, and others where known (FIGURES).
 
+    decodes: stored formats that it has no products of, so that such weights are decoded first.  local_heads:
+    numbers of heads on one device that its attention operators take; empty if any.
     measured: the bandwidth is what reading reaches, not a listed peak.  nodes, available: of this machine
     only; its memory nodes, and the bytes of RAM that are free now.
     """
@@ -44,6 +47,8 @@ class Hardware:
     title: str
     kind: Kind
     figures: Mapping[str, Figure]
+    decodes: tuple[str, ...] = ()
+    local_heads: tuple[int, ...] = ()
     measured: bool = False
     nodes: int | None = None
     available: int | None = None
@@ -89,6 +94,23 @@ class Efficiency:
     value: float
     what: str
     source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A speed that others published for their own engine; never measured by us.
+
+    hardware: names in hardware.toml; devices: how many of them.  what: format and conditions; value: the
+    figure as they give it.
+    """
+
+    model: str
+    hardware: tuple[str, ...]
+    devices: int
+    what: str
+    value: str
+    source: str
+    checked: datetime.date
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +170,15 @@ def hosted_prices() -> tuple[HostedPrice, ...]:
 
 
 @functools.cache
+def reports() -> tuple[Report, ...]:
+    """The table of reports.toml."""
+    return tuple(
+        Report(**{**entry, "hardware": tuple(entry["hardware"])})
+        for entry in _packaged("reports.toml")["report"]
+    )
+
+
+@functools.cache
 def _listed() -> dict[str, Hardware]:
     return _devices(_packaged("hardware.toml"), "hardware.toml", None)
 
@@ -163,7 +194,7 @@ def _devices(data: Mapping[str, Any], where: str, stated_by: str | None) -> dict
     devices = {}
     for name, entry in _table(data.get("hardware", {}), f"{where}: hardware").items():
         at = f"{where}: hardware.{name}"
-        _known(_table(entry, at), ("title", "kind", *FIGURES), at)
+        _known(_table(entry, at), ("title", "kind", "decodes", "local_heads", *FIGURES), at)
         kind, title = entry.get("kind", "cpu"), entry.get("title", name)
         if kind not in get_args(Kind) or not isinstance(title, str):
             raise ConfigError(
@@ -176,8 +207,23 @@ def _devices(data: Mapping[str, Any], where: str, stated_by: str | None) -> dict
             for figure in FIGURES
             if figure in entry
         }
-        devices[name] = Hardware(name=name, title=title, kind=cast(Kind, kind), figures=figures)
+        devices[name] = Hardware(
+            name=name,
+            title=title,
+            kind=cast(Kind, kind),
+            figures=figures,
+            decodes=_list(entry, "decodes", str, at),
+            local_heads=_list(entry, "local_heads", int, at),
+        )
     return devices
+
+
+def _list(entry: Mapping[str, Any], key: str, kind: type[_T], at: str) -> tuple[_T, ...]:
+    """A list of the entry's, empty if it has none."""
+    value = entry.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(one, kind) for one in value):
+        raise ConfigError(f"{at}.{key} is {value!r}; allowed: a list of {kind.__name__}")
+    return tuple(value)
 
 
 def _figure(entry: Any, sources: Mapping[str, Any], at: str, stated_by: str | None) -> Figure:

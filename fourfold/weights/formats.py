@@ -29,6 +29,7 @@ Format = Literal["fp4", "fp8", "int8", "int4", "bf16", "f32", "int"]
 
 E8M0_BIAS = 127
 E8M0_NAN = 255
+_MANTISSA_BITS = 23
 _SMALLEST_SCALE, _LARGEST_SCALE = 2.0**-126, 2.0**127  # e8m0's 2^-127 is subnormal in float32: not used
 # A value belongs to the first code whose border it does not exceed.  A tie goes to the even code, which is
 # the lower one at every other border; at the others the border is a hair below the tie.
@@ -38,15 +39,19 @@ _E2M1_BORDERS[1::2] = torch.nextafter(_E2M1_BORDERS[1::2], torch.zeros(3))
 
 def encode_e8m0(scale: Tensor) -> Tensor:
     """Float32 powers of two in e8m0's range -> float8_e8m0fnu of the same shape, exactly."""
-    _, exponent = torch.frexp(scale.to(torch.float32))
-    return (exponent - 1 + E8M0_BIAS).to(torch.uint8).view(torch.float8_e8m0fnu)
+    return _exponents(scale).to(torch.uint8).view(torch.float8_e8m0fnu)
 
 
 def is_e8m0(scale: Tensor) -> bool:
     """True if every value of a float32 scale is a power of two that e8m0 holds."""
-    mantissa, exponent = torch.frexp(scale.to(torch.float32))
-    exponent = exponent - 1 + E8M0_BIAS
-    return bool(((mantissa == 0.5) & (exponent >= 0) & (exponent < E8M0_NAN)).all())
+    exponent = _exponents(scale)
+    exact = scale.to(torch.float32).view(torch.int32) == exponent << _MANTISSA_BITS
+    return bool((exact & (exponent > 0) & (exponent < E8M0_NAN)).all())
+
+
+def _exponents(scale: Tensor) -> Tensor:
+    """The exponent field of positive float32 values: of a normal power of two, its e8m0 code."""
+    return scale.to(torch.float32).view(torch.int32) >> _MANTISSA_BITS
 
 
 def scale_shape(shape: tuple[int, ...], fmt: Format) -> tuple[int, ...] | None:

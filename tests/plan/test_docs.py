@@ -34,6 +34,6 @@ def test_the_page_is_short():
     assert len(PAGE.read_text(encoding="utf-8").splitlines()) <= 75
 
 
-@pytest.mark.parametrize("name", ["hardware.toml", "efficiency.toml", "prices.toml"])
+@pytest.mark.parametrize("name", ["hardware.toml", "efficiency.toml", "prices.toml", "reports.toml"])
 def test_the_tables_are_named(name):
     assert name in PAGE.read_text(encoding="utf-8")

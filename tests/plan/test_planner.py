@@ -209,6 +209,19 @@ def test_wrong_machines():
         Tariff(price=math.nan)
 
 
+def test_ascend_says_what_its_formats_and_heads_do_not_suit():
+    old = Machine(device=listed_hardware("ascend-910b"), devices=8)
+    published, converted = (plan(find_model("flash", to), old) for to in (None, "w8a8"))
+    assert any("no products of fp8 or fp4" in line for line in published.assumptions)
+    assert not any("no products" in line for line in converted.assumptions)
+    assert converted.demand.total_bytes / published.demand.total_bytes == pytest.approx(1.84, abs=0.01)
+    assert converted.reports[0].value == "about 36 tokens/s"
+    new = listed_hardware("ascend-950dt")
+    one, two = (plan(find_model("flash"), Machine(device=new, devices=count)) for count in (1, 2))
+    assert not any("heads" in line for line in one.assumptions)
+    assert any("64 cannot be cut into 2" in line for line in two.assumptions)
+
+
 def test_the_document_is_json_and_complete():
     found = plan(flash(), listed_hardware("h200"), tariff=Tariff(price=3.0), model="flash")
     document = found.to_json()

@@ -10,7 +10,7 @@ from fourfold.config import ModelConfig
 from fourfold.errors import ConfigError
 from fourfold.plan import efficiencies, find_model, hardware_names, listed_hardware
 from fourfold.plan.cost import hosted
-from fourfold.plan.tables import hosted_prices
+from fourfold.plan.tables import hosted_prices, reports
 from fourfold.weights.synth import reduced
 
 WANTED = {
@@ -52,6 +52,12 @@ def test_prices_have_a_day_and_a_source():
     assert {price.model for price in hosted_prices()} == {"flash", "pro"}
 
 
+def test_reports_of_others_name_known_hardware_and_a_source():
+    for report in reports():
+        assert set(report.hardware) <= set(hardware_names())
+        assert report.source.startswith("https://") and report.model in ("flash", "pro")
+
+
 def test_hosted_prices_of_a_day():
     flash, pro = find_model("flash").config, find_model("pro").config
 
@@ -81,7 +87,14 @@ def test_a_file_of_the_same_form(tmp_path):
     ("text", "message"),
     [
         ("[hardware.a]\nmemory_gb = 64\n", "hardware.a lacks bandwidth_gb_s, bf16_tflops; add it"),
-        ("[hardware.a]\nspeed = 64\n", "hardware.a has speed; allowed: title, kind, memory_gb"),
+        (
+            "[hardware.a]\nspeed = 64\n",
+            "hardware.a has speed; allowed: title, kind, decodes, local_heads, memory_gb",
+        ),
+        (
+            "[hardware.a]\nmemory_gb = 1\nbandwidth_gb_s = 1\nbf16_tflops = 1\ndecodes = 'fp8'\n",
+            "decodes is 'fp8'; allowed: a list of str",
+        ),
         ("[hardware.a]\nkind = 'toaster'\n", "kind is 'toaster'.*allowed: cpu, unified, gpu, npu"),
         (
             "[hardware.a]\nmemory_gb = -1\nbandwidth_gb_s = 1\nbf16_tflops = 1\n",

@@ -1,0 +1,265 @@
+"""T1: products of int8 weights with int8 activations, and experts of bf16 weights, by torch_npu's operators.
+
+Sums of int8 products stay whole numbers until both scales are applied in float32, as the contract wants it;
+only what an operator documents no other way is left to it.  Limits are those of the operators' documentation
+(Ascend/op-plugin, docs/zh/custom_APIs/torch_npu, August 2026).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fourfold.kernels import reference
+from fourfold.kernels.ascend.aten import ascending
+from fourfold.kernels.ascend.forms import Form
+from fourfold.kernels.ascend.public import A2_A3, BF16, draw
+from fourfold.kernels.formats import Rounding, channel_scale, is_integer, to_int8
+
+_LONGEST = 65535  # last dimension of a product's factors
+_MOST_GROUPS = 1024
+_WIDEST_INNER = 10496  # of npu_dequant_swiglu_quant with groups
+
+
+def linear(x: Tensor, weight: Tensor, scale: Tensor | None, rounding: Rounding = Rounding.NONE) -> Tensor:
+    assert scale is not None
+    codes, amplitude = _quantise(x.flatten(0, -2))
+    scale = channel_scale(scale)
+    y = _product(codes, weight, scale).float() * scale * amplitude.unsqueeze(-1)
+    return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def _quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, I] -> int8 [N, I], scale [N] f32."""
+    if x.dtype == torch.bfloat16:
+        codes, scale = torch.ops.npu.npu_dynamic_quant.default(x)
+        return codes, scale
+    codes, scale = to_int8(x)  # npu_dynamic_quant takes no float32
+    return codes.to(torch.int8), scale.squeeze(-1)
+
+
+def _product(codes: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """[N, I] · [O, I]ᵀ -> int32 [N, O]; the scale is asked for and, with this result, not applied."""
+    y: Tensor = torch.ops.npu.npu_quant_matmul.default(
+        codes, weight.transpose(0, 1), scale, output_dtype=torch.int32
+    )
+    return y
+
+
+def _is_int8(x: Tensor, weight: Tensor, scale: Tensor | None, rounding: Rounding = Rounding.NONE) -> bool:
+    return rounding is Rounding.INT8 and weight.dtype == torch.int8 and is_integer(weight, scale)
+
+
+def _linear_limit(x: Tensor, weight: Tensor, *_: object) -> str | None:
+    return _matrix_limit(weight.shape)
+
+
+def _matrix_limit(*shapes: torch.Size) -> str | None:
+    longest = max(max(shape[-2:]) for shape in shapes)
+    return f"a matrix of {longest} rows or columns, allowed: {_LONGEST}" if longest > _LONGEST else None
+
+
+def experts_int8(
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    w1: Tensor,
+    s1: Tensor,
+    w3: Tensor,
+    s3: Tensor,
+    w2: Tensor,
+    s2: Tensor,
+    limit: float,
+    rounding: Rounding = Rounding.NONE,
+    places: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    scale = torch.cat([channel_scale(s1), channel_scale(s3)], dim=-1)
+    last = channel_scale(s2)
+    codes, amplitude = _quantise(x)
+    if w1.shape[0] == 1:
+        sums = torch.cat([_product(codes, w[0], scale[0, : w.shape[1]]) for w in (w1, w3)], dim=-1)
+        inner, inner_scale = _swiglu(sums, scale, amplitude, None, limit)
+        y = _product(inner, w2[0], last[0]).float() * last * (inner_scale.unsqueeze(-1) * weights)
+        return y if out is None else out.add_(y)
+    numbers, amounts = _ascending(indices, weights, w1.shape[0])
+    rows, where, sizes, amplitude = _route(codes, numbers, w1.shape[0], amplitude)
+    sums = torch.cat([_grouped(rows, w, sizes, torch.int32) for w in (w1, w3)], dim=-1)
+    inner, inner_scale = _swiglu(sums, scale, amplitude, sizes, limit)
+    y = _grouped(inner, w2, sizes, torch.int32).float() * inner_scale.unsqueeze(-1)
+    channels = last.index_select(0, numbers.flatten()).view(*numbers.shape, -1)
+    return _combine(y, where, amounts.unsqueeze(-1) * channels, out)
+
+
+def experts_bf16(
+    x: Tensor,
+    indices: Tensor,
+    weights: Tensor,
+    w1: Tensor,
+    s1: Tensor | None,
+    w3: Tensor,
+    s3: Tensor | None,
+    w2: Tensor,
+    s2: Tensor | None,
+    limit: float,
+    rounding: Rounding = Rounding.NONE,
+    places: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    numbers, amounts = _ascending(indices, weights, w1.shape[0])
+    rows, where, sizes, _ = _route(x.to(torch.bfloat16), numbers, w1.shape[0], None)
+    gate, up = (_grouped(rows, w, sizes, torch.bfloat16) for w in (w1, w3))
+    inner = reference.swiglu(gate, up, limit).to(torch.bfloat16)
+    y = _grouped(inner, w2, sizes, torch.bfloat16).float()
+    return _combine(y, where, amounts.unsqueeze(-1), out)
+
+
+def _ascending(indices: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Each token's experts in ascending order, none beyond the last, and their weights."""
+    numbers, order = ascending(indices.clamp(0, count - 1))
+    return numbers.to(torch.int32), weights.gather(1, order)
+
+
+def _route(x: Tensor, numbers: Tensor, count: int, scale: Tensor | None) -> tuple[Tensor, ...]:
+    """Tokens sorted by expert: rows [N·K, D], the row of each choice [N·K] int32, each expert's number of
+    rows [count] int64, and the rows' scales."""
+    rows, where, sizes, scales = torch.ops.npu.npu_moe_init_routing_v2.default(
+        x,
+        numbers,
+        scale=scale,
+        active_num=numbers.numel(),
+        expert_num=count,
+        expert_tokens_num_type=1,  # counts
+        expert_tokens_num_flag=True,
+        quant_mode=-1,
+        active_expert_range=[0, count],
+        row_idx_type=0,
+    )
+    return rows, where, sizes, scales
+
+
+def _grouped(rows: Tensor, stack: Tensor, sizes: Tensor, dtype: torch.dtype) -> Tensor:
+    """Each expert's rows times its own matrix: [M, I] and [S, O, I] -> [M, O]."""
+    y: Tensor = torch.ops.npu.npu_grouped_matmul.default(
+        [rows],
+        [stack.transpose(1, 2)],
+        group_list=sizes,
+        split_item=3,  # one tensor
+        group_type=0,  # rows are in groups
+        group_list_type=1,  # counts
+        output_dtype=dtype,
+    )[0]
+    return y
+
+
+def _swiglu(
+    sums: Tensor, scale: Tensor, amplitude: Tensor, sizes: Tensor | None, limit: float
+) -> tuple[Tensor, Tensor]:
+    """Sums [M, 2I] int32, scales [S, 2I] and [M] -> the activation as int8 [M, I] and its scale [M] f32."""
+    inner, inner_scale = torch.ops.npu.npu_dequant_swiglu_quant.default(
+        sums,
+        weight_scale=scale,
+        activation_scale=amplitude.unsqueeze(-1),
+        group_index=sizes,
+        activate_left=True,
+        quant_mode=1,  # dynamic
+        swiglu_mode=2,  # halves, clamped; 1 would take even and odd columns
+        clamp_limit=limit,
+        glu_alpha=1.0,
+        glu_bias=0.0,
+    )
+    return inner, inner_scale
+
+
+def _combine(y: Tensor, where: Tensor, amounts: Tensor, out: Tensor | None) -> Tensor:
+    """Σ_k amounts[n, k] · y[where[n, k]] in float32; npu_moe_finalize_routing is documented for A2 alone."""
+    chosen = y.index_select(0, where.clamp(0, y.shape[0] - 1)).view(*amounts.shape[:2], -1)
+    result = (chosen * amounts).sum(dim=1)
+    return result if out is None else out.add_(result)
+
+
+def _are_int8(*arguments: Any, **options: Any) -> bool:
+    x, indices, _, *stacks, _ = arguments[:10]
+    rounding, places = _rest(arguments, options)
+    pairs = zip(stacks[::2], stacks[1::2], strict=True)
+    alike = rounding is Rounding.INT8 and all(_is_int8(x, *pair, rounding) for pair in pairs)
+    return alike and places is None and (stacks[0].shape[0] > 1 or indices.shape[1] == 1)
+
+
+def _are_bf16(*arguments: Any, **options: Any) -> bool:
+    stacks = arguments[3:9:2]
+    rounding, places = _rest(arguments, options)
+    many = stacks[0].shape[0] > 1
+    return (
+        rounding is Rounding.BF16
+        and many
+        and places is None
+        and all(w.dtype == torch.bfloat16 for w in stacks)
+    )
+
+
+def _rest(arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Rounding, Tensor | None]:
+    """rounding and places of a call of `experts`."""
+    given = dict(zip(("rounding", "places", "out"), arguments[10:], strict=False)) | options
+    return given.get("rounding", Rounding.NONE), given.get("places")
+
+
+def _experts_limit(*arguments: Any, **_: Any) -> str | None:
+    w1, w2 = arguments[3], arguments[7]
+    if w1.shape[0] > _MOST_GROUPS:
+        return f"{w1.shape[0]} experts, allowed: {_MOST_GROUPS}"
+    inner = w1.shape[1]
+    if w1.dtype == torch.int8 and (inner % 64 or inner > _WIDEST_INNER):
+        return f"experts of width {inner}, allowed: multiples of 64 up to {_WIDEST_INNER}"
+    return _matrix_limit(w1.shape, w2.shape)
+
+
+def _int8(*shape: int) -> tuple[Tensor, Tensor]:
+    codes = draw(*shape).mul(40).round().clamp(-127, 127).to(torch.int8)
+    return codes, (draw(*shape[:-1]).abs() + 0.5) * 0.01
+
+
+def _linear_trial() -> tuple[Any, ...]:
+    return (draw(3, 256, dtype=torch.bfloat16), *_int8(64, 256), Rounding.INT8)
+
+
+def _experts_trial(rounding: Rounding) -> tuple[Any, ...]:
+    indices = torch.stack([(torch.arange(2) * 3 + i) % 4 for i in (0, 1, 2, 1, 3)])
+    shapes = (4, 64, 128), (4, 64, 128), (4, 128, 64)
+    stacks: list[Tensor | None] = []
+    for shape in shapes:
+        stacks += (
+            _int8(*shape) if rounding is Rounding.INT8 else (draw(*shape).div(8).to(torch.bfloat16), None)
+        )
+    x = draw(5, 128, dtype=torch.bfloat16)
+    return (x, indices, draw(5, 2).abs(), *stacks, 10.0, rounding)
+
+
+_ROUTED = ("npu_moe_init_routing_v2", "npu_grouped_matmul")
+
+
+def _form(operation: str, operators: tuple[str, ...], **rest: Any) -> Form:
+    names = tuple(f"npu::{name}" for name in operators)
+    return Form(
+        operation=operation, operators=names, tier="T1", generations=A2_A3, options={}, bound=BF16, **rest
+    )
+
+
+FORMS = (
+    _form(
+        "linear", ("npu_dynamic_quant", "npu_quant_matmul"), run=linear, note="int8 weights and inputs",
+        covers=_is_int8, limit=_linear_limit, trial=_linear_trial,
+    ),
+    _form(
+        "experts",
+        (*_ROUTED, "npu_dequant_swiglu_quant", "npu_dynamic_quant", "npu_quant_matmul"),
+        run=experts_int8, note="int8 weights and inputs", covers=_are_int8, limit=_experts_limit,
+        trial=lambda: _experts_trial(Rounding.INT8),
+    ),
+    _form(
+        "experts", _ROUTED, run=experts_bf16, note="bf16 weights and inputs", covers=_are_bf16,
+        limit=_experts_limit, trial=lambda: _experts_trial(Rounding.BF16),
+    ),
+)  # fmt: skip

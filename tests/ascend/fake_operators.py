@@ -1,0 +1,267 @@
+"""Operators of torch_npu and of operator packages for the Python device: exact schemas, what their
+documentation says they compute, and its limits as assertions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fourfold.kernels.ascend.schemas import SCHEMAS
+
+_INT32, _BF16 = 3, 15  # a dtype that is given for an int argument arrives as torch's number of it
+used: Counter[str] = Counter()
+"""How often each fake was called."""
+
+
+class Installed:
+    """Fakes that exist until `remove`; schema: registered instead of the true one; run: instead of _FAKES."""
+
+    def __init__(
+        self, names: list[str], schema: dict[str, str] | None = None, **run: Callable[..., Any]
+    ) -> None:
+        self._libraries: dict[str, torch.library.Library] = {}
+        for name in names:
+            space, _, operator = name.partition("::")
+            if space not in self._libraries:
+                self._libraries[space] = torch.library.Library(space, "FRAGMENT")
+            library = self._libraries[space]
+            library.define((schema or {}).get(name, SCHEMAS[name]))
+            library.impl(operator, _counted(name, run.get(operator, _FAKES[operator])), "CPU")
+
+    def remove(self) -> None:
+        """As if they had never been."""
+        for space, library in self._libraries.items():
+            library._destroy()
+            vars(torch.ops).pop(space, None)
+
+
+def _counted(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    def fake(*args: Any, **kwargs: Any) -> Any:
+        used[name] += 1
+        return run(*args, **kwargs)
+
+    return fake
+
+
+def npu_rms_norm(x: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
+    assert gamma.dtype in (x.dtype, torch.float32)
+    rstd = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + epsilon)
+    return (x.float() * rstd * gamma.float()).to(x.dtype), rstd
+
+
+def npu_rotary_mul(
+    x: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half", rotate: Tensor | None = None
+) -> Tensor:
+    assert rotary_mode == "interleave" and x.dim() == 3 and r1.shape == (x.shape[0], 1, x.shape[2])
+    return x * r1 + torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2) * r2
+
+
+def npu_moe_gating_top_k(
+    x: Tensor,
+    k: int,
+    *,
+    bias: Tensor | None = None,
+    input_ids: Tensor | None = None,
+    tid2eid: Tensor | None = None,
+    k_group: int = 1,
+    group_count: int = 1,
+    group_select_mode: int = 0,
+    renorm: int = 0,
+    norm_type: int = 0,
+    out_flag: bool = False,
+    routed_scaling_factor: float = 1.0,
+    eps: float = 1e-20,
+) -> tuple[Tensor, Tensor, Tensor]:
+    assert norm_type == 2 and renorm == 0
+    scores = F.softplus(x).sqrt()
+    if tid2eid is None:
+        assert bias is not None and bias.dtype == x.dtype
+        chosen = (scores + bias).sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    else:
+        assert input_ids is not None and tid2eid.dtype == torch.int32
+        chosen = tid2eid[input_ids].long()
+    y = scores.gather(1, chosen)
+    return y / (y.sum(-1, keepdim=True) + eps) * routed_scaling_factor, chosen.int(), scores
+
+
+def npu_dynamic_quant(x: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+    assert x.dtype in (torch.float16, torch.bfloat16)
+    return _to_int8(x.float())
+
+
+def npu_quant_matmul(
+    x1: Tensor, x2: Tensor, scale: Tensor, *, output_dtype: int | None = None, **_: Any
+) -> Tensor:
+    assert x1.dtype == x2.dtype == torch.int8 and output_dtype == _INT32
+    return (x1.double() @ x2.double()).to(torch.int32)
+
+
+def npu_moe_init_routing_v2(
+    x: Tensor,
+    expert_idx: Tensor,
+    *,
+    scale: Tensor | None = None,
+    active_num: int = -1,
+    expert_num: int = -1,
+    active_expert_range: list[int] | None = None,
+    row_idx_type: int = 0,
+    quant_mode: int = -1,
+    expert_tokens_num_type: int = 0,
+    **_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    assert expert_idx.dtype == torch.int32 and int(expert_idx.max()) < expert_num and quant_mode == -1
+    assert active_num == expert_idx.numel() and expert_tokens_num_type == 1 and row_idx_type == 0
+    order = expert_idx.flatten().argsort(stable=True)
+    where = torch.empty_like(order).scatter_(0, order, torch.arange(len(order))).int()
+    tokens = order // expert_idx.shape[1]
+    scales = torch.zeros(0) if scale is None else scale[tokens]
+    return x[tokens], where, expert_idx.flatten().bincount(minlength=expert_num), scales
+
+
+def npu_grouped_matmul(
+    x: list[Tensor],
+    weight: list[Tensor],
+    *,
+    group_list: Tensor,
+    split_item: int = 0,
+    group_type: int | None = None,
+    group_list_type: int = 0,
+    output_dtype: int | None = None,
+    **_: Any,
+) -> list[Tensor]:
+    assert split_item == 3 and group_type == 0 and group_list_type == 1 and len(group_list) > 1
+    codes = {torch.int8: (_INT32, torch.int32), torch.bfloat16: (_BF16, torch.bfloat16)}
+    code, dtype = codes[x[0].dtype]
+    assert x[0].dtype == weight[0].dtype and code == output_dtype
+    parts = x[0].double().split(group_list.tolist())
+    result = torch.cat([part @ w.double() for part, w in zip(parts, weight[0], strict=True)])
+    return [result.to(dtype)]
+
+
+def npu_dequant_swiglu_quant(
+    x: Tensor,
+    *,
+    weight_scale: Tensor,
+    activation_scale: Tensor,
+    group_index: Tensor | None = None,
+    activate_left: bool = False,
+    quant_mode: int = 0,
+    swiglu_mode: int = 0,
+    clamp_limit: float = 7.0,
+    glu_alpha: float = 1.702,
+    glu_bias: float = 1.0,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    assert x.dtype == torch.int32 and activate_left and quant_mode == 1 and swiglu_mode == 2
+    assert activation_scale.shape == (x.shape[0], 1)
+    groups = torch.tensor([x.shape[0]]) if group_index is None else group_index
+    values = x.float() * weight_scale.repeat_interleave(groups, dim=0) * activation_scale
+    left, right = values.chunk(2, dim=-1)
+    left, right = left.clamp(max=clamp_limit), right.clamp(-clamp_limit, clamp_limit)
+    return _to_int8(left * torch.sigmoid(glu_alpha * left) * (right + glu_bias))
+
+
+def npu_transpose_batchmatmul(
+    x: Tensor, weight: Tensor, *, perm_x1: list[int], perm_x2: list[int], perm_y: list[int], **_: Any
+) -> Tensor:
+    assert (perm_x1, perm_x2, perm_y) == ([1, 0, 2], [0, 1, 2], [1, 0, 2]) and x.dim() == 3
+    return torch.bmm(x.transpose(0, 1).float(), weight.float()).transpose(0, 1).to(x.dtype).contiguous()
+
+
+def npu_mhc_pre(
+    x: Tensor,
+    phi: Tensor,
+    alpha: Tensor,
+    bias: Tensor,
+    *,
+    norm_eps: float = 1e-6,
+    hc_eps: float = 1e-6,
+    **_: Any,
+) -> tuple[Tensor, ...]:
+    assert x.dtype == torch.bfloat16
+    n = x.shape[-2]
+    flat = x.flatten(-2).float()
+    mix = flat @ phi.T * torch.rsqrt(flat.square().mean(-1, keepdim=True) + norm_eps)
+    pre = torch.sigmoid(mix[..., :n] * alpha[0] + bias[:n]) + hc_eps
+    post = 2 * torch.sigmoid(mix[..., n : 2 * n] * alpha[1] + bias[n : 2 * n])
+    logits = (mix[..., 2 * n :] * alpha[2] + bias[2 * n :]).unflatten(-1, (n, n))
+    u = (pre.unsqueeze(-1) * x.float()).sum(-2).to(x.dtype)
+    return u, post, logits, torch.zeros(0), torch.zeros(0), torch.zeros(0)
+
+
+def npu_mhc_sinkhorn(
+    x: Tensor, *, eps: float = 1e-6, num_iters: int = 20, out_flag: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    m = x.softmax(-1) + eps
+    m = m / (m.sum(-2, keepdim=True) + eps)
+    for _ in range(num_iters - 1):
+        m = m / (m.sum(-1, keepdim=True) + eps)
+        m = m / (m.sum(-2, keepdim=True) + eps)
+    return m, torch.zeros(0), torch.zeros(0)
+
+
+def npu_mhc_post(x: Tensor, h_res: Tensor, h_out: Tensor, h_post: Tensor) -> Tensor:
+    mixed = (h_res.unsqueeze(-1) * x.float().unsqueeze(-2)).sum(-3)
+    return (h_post.unsqueeze(-1) * h_out.float().unsqueeze(-2) + mixed).to(x.dtype)
+
+
+def inplace_partial_rotary_mul(
+    x: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "interleave", partial_slice: Any = None
+) -> None:
+    assert x.dim() == 4 and r1.shape == (x.shape[0], 1, 1, r1.shape[-1])
+    part = slice(*partial_slice)
+    turned = npu_rotary_mul(x[:, 0, :, part].float(), r1[:, 0], r2[:, 0], rotary_mode)
+    x[:, 0, :, part] = turned.to(x.dtype)
+
+
+def npu_hc_pre(
+    x: Tensor,
+    hc_fn: Tensor,
+    hc_scale: Tensor,
+    hc_base: Tensor,
+    hc_mult: int = 4,
+    hc_sinkhorn_iters: int = 20,
+    norm_eps: float = 1e-6,
+    hc_eps: float = 1e-6,
+) -> tuple[Tensor, Tensor, Tensor]:
+    assert x.shape[-2:] == (4, 4096) and hc_mult == 4 and hc_sinkhorn_iters == 20
+    u, post, logits, *_ = npu_mhc_pre(x, hc_fn, hc_scale, hc_base, norm_eps=norm_eps, hc_eps=hc_eps)
+    return u, post, npu_mhc_sinkhorn(logits, eps=hc_eps)[0]
+
+
+def npu_hc_post(x: Tensor, residual: Tensor, post: Tensor, comb: Tensor) -> Tensor:
+    assert residual.shape[-2:] == (4, 4096)
+    return npu_mhc_post(residual, comb, x, post)
+
+
+def _to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    return (x / scale.where(scale > 0, 1.0)).round().to(torch.int8), scale.squeeze(-1)
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    run.__name__: run
+    for run in (
+        npu_rms_norm,
+        npu_rotary_mul,
+        npu_moe_gating_top_k,
+        npu_dynamic_quant,
+        npu_quant_matmul,
+        npu_moe_init_routing_v2,
+        npu_grouped_matmul,
+        npu_dequant_swiglu_quant,
+        npu_transpose_batchmatmul,
+        npu_mhc_pre,
+        npu_mhc_sinkhorn,
+        npu_mhc_post,
+        inplace_partial_rotary_mul,
+        npu_hc_pre,
+        npu_hc_post,
+    )
+}
+PUBLIC = [name for name in SCHEMAS if name.startswith("npu::")]
