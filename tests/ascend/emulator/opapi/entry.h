@@ -13,7 +13,10 @@
 #include <acl/acl_base.h>
 
 #include <functional>
+#include <optional>
+#include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -38,25 +41,31 @@ using Tensors = std::vector<Tensor>;
 using Ints = std::vector<int64_t>;
 using Bools = std::vector<bool>;
 using Text = std::string;
+using MaybeScalar = std::optional<Scalar>;
+
+// An output whose size only the values tell: room for the largest, and the handle that learns the shape.
+struct Sized {
+  Tensor room;
+  aclTensor* handle;
+  void set(const Tensor& value) const;
+};
 
 // An argument of entry point `name`; each ends in an exception where the chip cannot have it.
 Tensor load(const char* name, const aclTensor* handle);
 Tensors load(const char* name, const aclTensorList* handle);
-Scalar load(const char* name, const aclScalar* handle);
+MaybeScalar load(const char* name, const aclScalar* handle);
 Ints load(const char* name, const aclIntArray* handle);
+Sized load(const char* name, aclTensor* handle);
 Bools load(const char* name, const aclBoolArray* handle);
 inline Text load(const char*, const char* text) { return text ? text : ""; }
-inline int64_t load(const char*, int64_t value) { return value; }
-inline double load(const char*, double value) { return value; }
-inline float load(const char*, float value) { return value; }
-inline bool load(const char*, bool value) { return value; }
-inline int8_t load(const char*, int8_t value) { return value; }
-inline aclDataType load(const char*, aclDataType value) { return value; }
+template <class T> T load(const char*, T value) { return value; }
 
 template <class T> struct CType { using type = T; };
 template <> struct CType<Tensor> { using type = const aclTensor*; };
 template <> struct CType<Tensors> { using type = const aclTensorList*; };
+template <> struct CType<Sized> { using type = aclTensor*; };
 template <> struct CType<Scalar> { using type = const aclScalar*; };
+template <> struct CType<MaybeScalar> { using type = const aclScalar*; };
 template <> struct CType<Ints> { using type = const aclIntArray*; };
 template <> struct CType<Bools> { using type = const aclBoolArray*; };
 template <> struct CType<Text> { using type = const char*; };
@@ -66,12 +75,22 @@ constexpr int kInvalidArgument = 161002;
 int refuse(const char* name, const std::exception& why);
 int run(aclOpExecutor* executor, void* stream);
 
+// A scalar that must be there is the only argument whose loaded type is not the body's.
+template <class T, class Loaded> T required(Loaded loaded) {
+  if constexpr (std::is_same_v<T, Scalar>) {
+    if (!loaded) throw std::invalid_argument("a scalar is missing");
+    return *loaded;
+  } else {
+    return loaded;
+  }
+}
+
 template <const char* Name, auto Body, class = decltype(Body)> struct Entry;
 
 template <const char* Name, auto Body, class... Arguments> struct Entry<Name, Body, void (*)(Arguments...)> {
   static int prepare(typename CType<Arguments>::type... handles, uint64_t* workspace, aclOpExecutor** executor) {
     try {
-      auto work = [... arguments = load(Name, handles)] { Body(arguments...); };
+      auto work = [... arguments = required<Arguments>(load(Name, handles))] { Body(arguments...); };
       *workspace = 0;
       *executor = new aclOpExecutor{work, Name};
       return 0;

@@ -91,9 +91,17 @@ Tensors load(const char* name, const aclTensorList* handle) {
   return loaded;
 }
 
-Scalar load(const char*, const aclScalar* handle) {
-  if (!handle) throw std::invalid_argument("a scalar is missing");
-  return handle->value;
+MaybeScalar load(const char*, const aclScalar* handle) {
+  return handle ? MaybeScalar(handle->value) : std::nullopt;
+}
+
+Sized load(const char* name, aclTensor* handle) {
+  return {load(name, static_cast<const aclTensor*>(handle)), handle};
+}
+
+void Sized::set(const Tensor& value) const {
+  room.flatten().narrow(0, 0, value.numel()).copy_(value.flatten());
+  handle->shape = value.sizes().vec();
 }
 
 Ints load(const char*, const aclIntArray* handle) { return handle ? handle->values : Ints{}; }
@@ -135,6 +143,14 @@ aclTensor* aclCreateTensor(
                        type,
                        format,
                        static_cast<char*>(data)};
+}
+
+// The caller frees the shape with delete[].
+int aclGetViewShape(const aclTensor* handle, int64_t** shape, uint64_t* dims) {
+  *dims = handle->shape.size();
+  *shape = new int64_t[*dims];
+  std::copy(handle->shape.begin(), handle->shape.end(), *shape);
+  return 0;
 }
 
 aclScalar* aclCreateScalar(void* value, aclDataType type) { return new aclScalar{scalar_at(value, type)}; }
