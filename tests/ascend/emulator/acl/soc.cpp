@@ -13,6 +13,7 @@ namespace emulator {
 namespace {
 
 constexpr size_t kGiB = size_t{1} << 30;
+constexpr char kCann[] = "9.1.0";
 const Soc kKnown[] = {
     {"Ascend910B1", false, false, 64 * kGiB, 24, 48},
     {"Ascend910_9391", false, false, 64 * kGiB, 24, 48},
@@ -60,6 +61,16 @@ aclError aclFinalize() { return ACL_SUCCESS; }
 void aclAppLog(aclLogLevel, const char*, const char*, uint32_t, const char*, ...) {}
 const char* aclGetRecentErrMsg() { return last_error.c_str(); }
 const char* aclrtGetSocName() { return soc().name; }
+
+aclError aclsysGetCANNVersion(aclCANNPackageName, aclCANNPackageVersion* version) {
+  strcpy(version->version, kCann);
+  return ACL_SUCCESS;
+}
+
+aclError aclsysGetVersionStr(char*, char* version) {
+  strcpy(version, kCann);
+  return ACL_SUCCESS;
+}
 
 aclError aclrtGetDeviceCount(uint32_t* count) {
   *count = device_count();

@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <exception>
 #include <mutex>
 #include <set>
 #include <vector>
@@ -197,8 +198,12 @@ aclError aclmdlRICaptureEnd(aclrtStream stream, aclmdlRI* model) {
 }
 
 aclError aclmdlRIExecuteAsync(aclmdlRI model, aclrtStream) {
-  for (auto& work : static_cast<Graph*>(model)->work) work();
-  return ACL_SUCCESS;
+  try {
+    for (auto& work : static_cast<Graph*>(model)->work) work();
+    return ACL_SUCCESS;
+  } catch (const std::exception& why) {
+    return fail(ACL_ERROR_RT_FAILURE, std::string("a replayed graph: ") + why.what());
+  }
 }
 
 aclError aclmdlRIDestroy(aclmdlRI model) {

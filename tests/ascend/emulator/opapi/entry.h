@@ -3,8 +3,11 @@
 //   ENTRY(Add, (Tensor a, Tensor b, Scalar alpha, Tensor out) { out.copy_(at::add(a, b, alpha)); })
 //
 // gives aclnnAddGetWorkspaceSize and aclnnAdd their C signatures, with aclTensor* for Tensor, aclScalar* for
-// Scalar, aclIntArray* for Ints and so on.  Arguments are converted and checked in the first call; the body
-// runs in the second, or each time a captured graph is replayed.  A missing tensor is undefined.
+// Scalar, aclIntArray* for Ints and so on.  Arguments are converted in the first call; the body runs in the
+// second, or each time a captured graph is replayed.  A missing tensor is undefined.
+//
+// LIMITED instead of ENTRY: the operator's documentation has limits.  Its body begins with them, and they are
+// tested in the first call, as CANN does: `require(…); if (only_checking()) return;`.
 
 #ifndef FOURFOLD_EMULATOR_ENTRY_H
 #define FOURFOLD_EMULATOR_ENTRY_H
@@ -70,6 +73,17 @@ template <> struct CType<Ints> { using type = const aclIntArray*; };
 template <> struct CType<Bools> { using type = const aclBoolArray*; };
 template <> struct CType<Text> { using type = const char*; };
 
+// Ends the call with an error where an operator's documentation does not allow the argument.
+inline void require(bool allowed, const char* what) {
+  if (!allowed) throw std::invalid_argument(std::string("its documentation allows: ") + what);
+}
+
+// True while the body is called for its limits alone; no value may be read.
+bool only_checking();
+
+// Calls `body` so.
+void check(const std::function<void()>& body);
+
 // What the C functions do; 161002 is CANN's code for arguments that an operator does not take.
 constexpr int kInvalidArgument = 161002;
 int refuse(const char* name, const std::exception& why);
@@ -85,12 +99,14 @@ template <class T, class Loaded> T required(Loaded loaded) {
   }
 }
 
-template <const char* Name, auto Body, class = decltype(Body)> struct Entry;
+template <const char* Name, bool Limited, auto Body, class = decltype(Body)> struct Entry;
 
-template <const char* Name, auto Body, class... Arguments> struct Entry<Name, Body, void (*)(Arguments...)> {
+template <const char* Name, bool Limited, auto Body, class... Arguments>
+struct Entry<Name, Limited, Body, void (*)(Arguments...)> {
   static int prepare(typename CType<Arguments>::type... handles, uint64_t* workspace, aclOpExecutor** executor) {
     try {
       auto work = [... arguments = required<Arguments>(load(Name, handles))] { Body(arguments...); };
+      if constexpr (Limited) check(work);
       *workspace = 0;
       *executor = new aclOpExecutor{work, Name};
       return 0;
@@ -109,13 +125,16 @@ template <const char* Name, auto Body, class... Arguments> struct Entry<Name, Bo
   FUNCTION() __attribute__((ifunc(RESOLVER)));
 
 // Both names are exported as indirect functions, so that their C signatures follow from the body's.
-#define ENTRY(NAME, ...)                                                                                  \
+#define DECLARE(NAME, IS_LIMITED, ...)                                                                    \
   static void NAME##_body __VA_ARGS__                                                                     \
   static constexpr char NAME##_name[] = "aclnn" #NAME;                                                    \
-  using NAME##_entry = emulator::Entry<NAME##_name, &NAME##_body>;                                        \
+  using NAME##_entry = emulator::Entry<NAME##_name, IS_LIMITED, &NAME##_body>;                            \
   extern "C" void* NAME##_prepare() { return reinterpret_cast<void*>(&NAME##_entry::prepare); }           \
   extern "C" void* NAME##_execute() { return reinterpret_cast<void*>(&NAME##_entry::execute); }           \
   EXPORTED(aclnn##NAME##GetWorkspaceSize, #NAME "_prepare")                                               \
   EXPORTED(aclnn##NAME, #NAME "_execute")
+
+#define ENTRY(NAME, ...) DECLARE(NAME, false, __VA_ARGS__)
+#define LIMITED(NAME, ...) DECLARE(NAME, true, __VA_ARGS__)
 
 #endif

@@ -35,3 +35,4 @@ ENTRY(InplaceMaskedFillTensor, (Tensor x, Tensor mask, Tensor value) { x.masked_
 
 ENTRY(InplaceCopy, (Tensor to, Tensor from) { to.copy_(from); })
 ENTRY(Cast, (Tensor x, aclDataType, Tensor out) { out.copy_(x); })
+ENTRY(NpuFormatCast, (Tensor from, Tensor to) { to.copy_(from); })

@@ -63,7 +63,16 @@ at::ScalarType dtype_of(aclDataType type) {
 
 bool is_below_16_bits(aclDataType type) { return type >= ACL_HIFLOAT8 && type <= ACL_FLOAT4_E1M2; }
 
-void check(const aclTensor& tensor, const Tensor& view) {
+// Blocked weights (NZ) go to the operators that say so in their name, on the 950 to the grouped product alone.
+bool takes_blocks(const std::string& name) {
+  if (name == "aclnnNpuFormatCast") return true;
+  return soc().aclnn_only ? name == "aclnnGroupedMatmulWeightNz" : name.ends_with("WeightNz");
+}
+
+void check(const char* name, const aclTensor& tensor, const Tensor& view) {
+  if (tensor.format > ACL_FORMAT_ND && !takes_blocks(name)) {
+    throw std::invalid_argument("the blocked layout " + std::to_string(tensor.format) + " is not for this operator");
+  }
   if (is_below_16_bits(tensor.type) && !soc().has_fp8) {
     throw std::invalid_argument(std::string(at::toString(dtype_of(tensor.type))) + " does not exist on " + soc().name);
   }
@@ -75,12 +84,12 @@ void check(const aclTensor& tensor, const Tensor& view) {
 
 }  // namespace
 
-Tensor load(const char*, const aclTensor* handle) {
+Tensor load(const char* name, const aclTensor* handle) {
   if (!handle) return {};
   at::ScalarType dtype = dtype_of(handle->type);
   char* first = handle->data + handle->offset * c10::elementSize(dtype);
   Tensor view = at::from_blob(first, handle->shape, handle->strides, at::dtype(dtype));
-  check(*handle, view);
+  check(name, *handle, view);
   return view;
 }
 
@@ -150,6 +159,23 @@ int aclGetViewShape(const aclTensor* handle, int64_t** shape, uint64_t* dims) {
   *dims = handle->shape.size();
   *shape = new int64_t[*dims];
   std::copy(handle->shape.begin(), handle->shape.end(), *shape);
+  return 0;
+}
+
+// The layout NZ is [.., N/n, K/16, 16, n] with 32 bytes of n; here it is a mark, and values stay in order.
+int aclnnNpuFormatCastCalculateSizeAndFormat(
+    const aclTensor* from, int format, int, int64_t** shape, uint64_t* dims, int* actual) {
+  std::vector<int64_t> blocks = from->shape;
+  if (format == ACL_FORMAT_FRACTAL_NZ) {
+    int64_t width = 32 / static_cast<int64_t>(c10::elementSize(emulator::dtype_of(from->type)));
+    int64_t columns = blocks.back(), rows = blocks[blocks.size() - 2];
+    blocks.resize(blocks.size() - 2);
+    blocks.insert(blocks.end(), {(columns + width - 1) / width, (rows + 15) / 16, 16, width});
+  }
+  *actual = format;
+  *dims = blocks.size();
+  *shape = new int64_t[*dims];
+  std::copy(blocks.begin(), blocks.end(), *shape);
   return 0;
 }
 

@@ -59,3 +59,12 @@ ENTRY(InplaceScatterValue, (Tensor x, int64_t dim, Tensor index, Scalar value, i
 ENTRY(ScatterAdd, (Tensor x, int64_t dim, Tensor index, Tensor source, Tensor out) {
   out.copy_(at::scatter_add(x, dim, index, source));
 })
+
+// indices [..., D] are the first D coordinates of what each update replaces.
+LIMITED(ScatterNdUpdate, (Tensor x, Tensor indices, Tensor updates) {
+  require(indices.scalar_type() == at::kInt || indices.scalar_type() == at::kLong, "indices of int32 or int64");
+  if (only_checking()) return;
+  c10::List<std::optional<Tensor>> coordinates;
+  for (const Tensor& axis : indices.to(at::kLong).unbind(-1)) coordinates.push_back(axis);
+  x.index_put_(coordinates, updates);
+})

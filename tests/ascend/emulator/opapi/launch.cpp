@@ -22,7 +22,22 @@ void note(const char* name) {
   if (noted.insert(name).second) std::ofstream(path, std::ios::app) << name << '\n';
 }
 
+thread_local bool checking = false;
+
 }  // namespace
+
+bool only_checking() { return checking; }
+
+void check(const std::function<void()>& body) {
+  checking = true;
+  try {
+    body();
+  } catch (...) {
+    checking = false;
+    throw;
+  }
+  checking = false;
+}
 
 int refuse(const char* name, const std::exception& why) {
   return fail(kInvalidArgument, std::string(name) + ": " + why.what());

@@ -42,6 +42,10 @@ ENTRY(All, (Tensor x, Ints dims, bool keep, Tensor out) {
 ENTRY(Cumsum, (Tensor x, int64_t dim, aclDataType, Tensor out) {
   out.copy_(at::cumsum(x, dim, out.scalar_type()));
 })
+ENTRY(Bincount, (Tensor x, Tensor weights, int64_t least, Tensor out) {
+  auto amounts = weights.defined() ? std::optional<Tensor>(weights) : std::nullopt;
+  out.copy_(at::bincount(x, amounts, least));
+})
 ENTRY(Softmax, (Tensor x, int64_t dim, Tensor out) { out.copy_(at::softmax(x, dim)); })
 ENTRY(Equal, (Tensor a, Tensor b, Tensor out) { out.fill_(at::equal(a, b)); })
 
