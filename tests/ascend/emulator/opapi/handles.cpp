@@ -63,6 +63,10 @@ at::ScalarType dtype_of(aclDataType type) {
 
 bool is_below_16_bits(aclDataType type) { return type >= ACL_HIFLOAT8 && type <= ACL_FLOAT4_E1M2; }
 
+bool is_blocked(aclFormat format) {
+  return format == ACL_FORMAT_FRACTAL_NZ || format == ACL_FORMAT_FRACTAL_Z || format >= ACL_FORMAT_FRACTAL_NZ_C0_16;
+}
+
 // Blocked weights (NZ) go to the operators that say so in their name, on the 950 to the grouped product alone.
 bool takes_blocks(const std::string& name) {
   if (name == "aclnnNpuFormatCast") return true;
@@ -70,7 +74,7 @@ bool takes_blocks(const std::string& name) {
 }
 
 void check(const char* name, const aclTensor& tensor, const Tensor& view) {
-  if (tensor.format > ACL_FORMAT_ND && !takes_blocks(name)) {
+  if (is_blocked(tensor.format) && !takes_blocks(name)) {
     throw std::invalid_argument("the blocked layout " + std::to_string(tensor.format) + " is not for this operator");
   }
   if (is_below_16_bits(tensor.type) && !soc().has_fp8) {
