@@ -8,11 +8,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-sys.path.insert(0, str(HERE / "emulator"))
-import build
+from tests.ascend.emulator import build
 
+ROOT = Path(__file__).parents[2]
 CHIPS = {"A2": "Ascend910B1", "A3": "Ascend910_9391", "A5": "Ascend950DT_950x"}
 """Generation -> the chip whose name the emulator reports."""
 
@@ -48,7 +46,9 @@ def run_tests(generation: str, file: Path, folder: Path, *options: str) -> Outco
 
 def _environment(generation: str, used: Path) -> dict[str, str]:
     # A CANN that is really there must not be found: nothing here is meant to touch a device.
-    outer = {name: value for name, value in os.environ.items() if not name.startswith("ASCEND_")}
+    outer = {
+        name: value for name, value in os.environ.items() if not name.startswith(("ASCEND_", "TORCH_DEVICE_"))
+    }
     return outer | {
         "CANN_EMU_SOC": CHIPS[generation],
         "CANN_EMU_USED": str(used),

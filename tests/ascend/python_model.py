@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 
 import fourfold
+from tests.ascend import python_device
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-import python_device
-
 GOLDEN = Path(fourfold.__file__).parent / "conformance" / "golden"
 # Composed by torch of an operator that torch_npu lacks, and runs on the CPU unseen.
 _FALL_BACK = {"frexp.Tensor"}
@@ -24,8 +23,21 @@ _FALL_BACK = {"frexp.Tensor"}
 python_device.install()
 
 
+class _Threads(ThreadPoolExecutor):
+    """The engine's thread; torch's modes are a thread's own."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return super().submit(_on_npu, work, *args, **kwargs)
+
+
+def _on_npu(work: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    with python_device.npu():
+        return work(*args, **kwargs)
+
+
 @pytest.fixture(autouse=True)
-def device() -> Iterator[None]:
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("fourfold.engine.engine.ThreadPoolExecutor", _Threads)
     with python_device.npu():
         yield
 
@@ -59,7 +71,7 @@ def test_nothing_can_be_on_cuda() -> None:
 
 
 def test_every_operator_is_one_of_torch_npu() -> None:
-    """The last of this file: what the others used is counted.  What torch composes of others is no operator."""
+    """The last of this file: it looks at what the others used.  What torch composes of others is no operator."""
     native = set((HERE / "torch_npu_operators.txt").read_text().split())
     used = {name.removeprefix("aten.").removesuffix(".default") for name in python_device.calls}
     assert "mm" in used
@@ -69,4 +81,6 @@ def test_every_operator_is_one_of_torch_npu() -> None:
 
 def _composed(name: str) -> bool:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return has(f"aten::{name}", "CompositeExplicitAutograd") or has(f"aten::{name}", "CompositeImplicitAutograd")
+    return has(f"aten::{name}", "CompositeExplicitAutograd") or has(
+        f"aten::{name}", "CompositeImplicitAutograd"
+    )

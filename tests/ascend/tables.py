@@ -1,21 +1,19 @@
-"""`python tests/ascend/tables.py` writes the two tables that tests compare with.
+"""`python -m tests.ascend.tables` writes the two tables that tests compare with.
 
 entry_points.toml: the aclnn functions that our model calls, one list a generation, from the tests of
-emulated/model.py; a CANN that lacks one of them cannot run us.  torch_npu_operators.txt: the aten operators that
-torch_npu implements, from the list that its wheel carries.
+emulated/model.py; a CANN that lacks one of them cannot run us.  torch_npu_operators.txt: the aten operators
+that torch_npu implements, from the list that its wheel carries.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-import emulation
+from tests.ascend import emulation
 
+HERE = Path(__file__).parent
 ENTRY_POINTS = HERE / "entry_points.toml"
 OPERATORS = HERE / "torch_npu_operators.txt"
 _HEAD = "# The aclnn functions that our model calls, as run under the emulator; written by tables.py.\n"

@@ -21,7 +21,9 @@ BOUND = 1e-4  # of the logits' standard deviation, as on the CPU
 def golden() -> dict[str, Tensor]:
     with safe_open(GOLDEN / "expected.safetensors", "pt") as file:
         values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        return values | {name: torch.tensor(json.loads(v)) for name, v in file.metadata().items() if v.isdigit()}
+        return values | {
+            name: torch.tensor(json.loads(v)) for name, v in file.metadata().items() if v.isdigit()
+        }
 
 
 @pytest.fixture(scope="module")

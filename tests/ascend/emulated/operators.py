@@ -139,19 +139,35 @@ def test_forms_of_the_950(form: Callable[[], None]):
     if A5:
         form()
         return
-    with pytest.raises(RuntimeError, match="Ascend 950|does not exist on Ascend910"):
+    with pytest.raises(RuntimeError, match=r"Ascend 950|does not exist on Ascend910"):
         form()
+
+
+def _too_wide() -> None:
+    torch_npu.npu_rotary_mul(npu(1, 2, 2, 896), npu(1, 2, 1, 896), npu(1, 2, 1, 896))
+
+
+def _unaligned() -> None:
+    torch_npu.npu_transpose_batchmatmul(npu(2, 3, 24), npu(2, 24, 16))
+
+
+def _float32() -> None:
+    torch_npu.npu_dynamic_quant(npu(2, 32, dtype=torch.float32))
+
+
+def _many_experts() -> None:
+    torch_npu.npu_moe_gating_top_k(npu(1, 2049, dtype=torch.float32), 2)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: torch_npu.npu_rotary_mul(npu(1, 2, 2, 896), npu(1, 2, 1, 896), npu(1, 2, 1, 896)), "below 896"),
-        (lambda: torch_npu.npu_transpose_batchmatmul(npu(2, 3, 24), npu(2, 24, 16)), "that 16 divides"),
-        (lambda: torch_npu.npu_dynamic_quant(npu(2, 32, dtype=torch.float32)), "float16 or bfloat16"),
-        (lambda: torch_npu.npu_moe_gating_top_k(npu(1, 2049, dtype=torch.float32), 2), "at most 2048 experts"),
+        (_too_wide, "below 896"),
+        (_unaligned, "that 16 divides"),
+        (_float32, "float16 or bfloat16"),
+        (_many_experts, "at most 2048 experts"),
     ],
-)  # fmt: skip
+)
 def test_documented_limits_are_errors(call: Callable[[], object], message: str):
     with pytest.raises(RuntimeError, match=message):
         call()

@@ -69,7 +69,9 @@ def test_a_host_that_waits_cannot_be_captured(sync: Callable[[Tensor], object]):
 
 def test_an_operator_without_an_aclnn_entry_point_fails():
     x = torch.ones(4, device="npu")
-    with pytest.raises(RuntimeError, match="only support aclnn" if FP8 else "aclop operator .* is not emulated"):
+    with pytest.raises(
+        RuntimeError, match="only support aclnn" if FP8 else "aclop operator .* is not emulated"
+    ):
         torch.linalg.vector_norm(x).item()
 
 

@@ -1,6 +1,6 @@
 """Brings torch_npu and builds the emulated CANN for it, both into build/ascend; nothing where both are there.
 
-`python tests/ascend/emulator/build.py` needs pip's index, a C++20 compiler (CXX, c++) and the torch that
+`python -m tests.ascend.emulator.build` needs pip's index, a C++20 compiler (CXX, c++) and the torch that
 torch_npu is made for.  Nothing is installed into the environment: with torch_npu in it, `import torch` would
 fail wherever CANN is missing.
 """
