@@ -4,6 +4,7 @@
 #   make run PROMPT="Once upon a"   print one answer
 #   make test | lint | types | format
 #   make test-neon                  the kernels for aarch64, cross-compiled and emulated
+#   make test-ascend                Huawei Ascend: the real torch_npu over an emulated CANN (tests/ascend)
 #
 # PYTHON       the interpreter that .venv is made from (3.11 or newer)
 # TORCH        the torch requirement for .venv
@@ -29,7 +30,7 @@ READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard fourfold/kernels/cpu/csrc/*)
 
-.PHONY: run test test-neon lint types format clean
+.PHONY: run test test-neon test-ascend lint types format clean
 
 run: $(READY)
 	@if [ -z "$$PROMPT" ] && [ -t 0 ] && [ -t 1 ]; then $(BIN)/fourfold chat; \
@@ -44,6 +45,11 @@ test-neon:
 	-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM_CXX) -DCMAKE_EXE_LINKER_FLAGS=-static
 	cmake --build build/neon
 	$(ARM_RUN) build/neon/kernel_test
+
+# torch_npu goes into build/, and none that is in this environment may be loaded on the way.
+test-ascend: $(DEV)
+	TORCH_DEVICE_BACKEND_AUTOLOAD=0 $(BIN)/python -m tests.ascend.emulator.build
+	TORCH_DEVICE_BACKEND_AUTOLOAD=0 $(BIN)/python -m pytest -m ascend tests/ascend
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .

@@ -1,0 +1,67 @@
+"""Run by test_emulated.py: the whole model on npu:0 of an emulated generation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+import fourfold
+from fourfold.model.transformer import Transformer
+
+GOLDEN = Path(fourfold.__file__).parent / "conformance" / "golden"
+BOUND = 1e-4  # of the logits' standard deviation, as on the CPU
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Tensor]:
+    with safe_open(GOLDEN / "expected.safetensors", "pt") as file:
+        values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        return values | {
+            name: torch.tensor(json.loads(v)) for name, v in file.metadata().items() if v.isdigit()
+        }
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    return fourfold.load(GOLDEN, device="npu")
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    return float((got.cpu() - expected).abs().max() / expected.std())
+
+
+def test_golden_vectors(model: Transformer, golden: dict[str, Tensor]) -> None:
+    ids, expected, prefill = golden["input_ids"].to("npu"), golden["logits"], int(golden["prefill"])
+    cache = model.new_cache()
+    out = model(ids[:, :prefill], cache=cache)
+    assert relative(out.logits[:, -1], expected[:, 0]) < BOUND
+    for step in range(int(golden["steps"])):
+        here = prefill + step
+        out = model(ids[:, here : here + 1], cache=cache, mtp=step == 0)
+        assert relative(out.logits[:, -1], expected[:, step + 1]) < BOUND
+        if step == 0:
+            assert out.mtp_logits is not None
+            assert relative(out.mtp_logits[:, -1], golden["mtp_logits"]) < BOUND
+
+
+def test_sequences_of_a_packed_batch_are_as_alone(model: Transformer, golden: dict[str, Tensor]) -> None:
+    rows = [golden["input_ids"][0, :n].to("npu") for n in (5, 23)]
+    together = model.packed(rows, [model.new_cache() for _ in rows])
+    for row, logits in zip(rows, together, strict=True):
+        alone = model(row[None], cache=model.new_cache()).logits[0].cpu()
+        assert relative(logits, alone) < BOUND
+
+
+@pytest.mark.parametrize("numerics", ["exact", "deployed", "fast"])
+def test_the_shipped_model_says_the_same_as_on_the_cpu(numerics: str) -> None:
+    prompt = "Once upon a time"
+    texts = []
+    for device in ("cpu", "npu"):
+        m = fourfold.load(fourfold.shipped_model(), device=device, numerics=numerics)
+        texts.append("".join(fourfold.generate(m, prompt, max_tokens=12, temperature=0.0)))
+    assert texts[0] == texts[1] != ""
