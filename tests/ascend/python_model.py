@@ -71,7 +71,7 @@ def test_nothing_can_be_on_cuda() -> None:
 
 
 def test_every_operator_is_one_of_torch_npu() -> None:
-    """The last of this file: it looks at what the others used.  What torch composes of others is no operator."""
+    """The last of this file: what the others used; what torch composes of others is none."""
     native = set((HERE / "torch_npu_operators.txt").read_text().split())
     used = {name.removeprefix("aten.").removesuffix(".default") for name in python_device.calls}
     assert "mm" in used
