@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from tests.ascend import emulation
+from tests.ascend.emulator import build
 
 HERE = Path(__file__).parent
 ENTRY_POINTS = HERE / "entry_points.toml"
@@ -37,5 +38,5 @@ def _entry_points_of(generation: str) -> str:
 
 
 if __name__ == "__main__":
-    OPERATORS.write_text(native_operators(emulation.build.wheel()))
+    OPERATORS.write_text(native_operators(build.wheel()))
     ENTRY_POINTS.write_text(_HEAD + "".join(map(_entry_points_of, emulation.CHIPS)))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.ascend import emulation
+from tests.ascend.emulator import build
 from tests.ascend.tables import ENTRY_POINTS, OPERATORS, native_operators
 
 pytestmark = pytest.mark.ascend
@@ -26,4 +27,4 @@ def test_emulated(generation: str, file: str, tmp_path: Path) -> None:
 
 
 def test_the_list_of_torch_npus_operators_is_that_of_the_wheel() -> None:
-    assert OPERATORS.read_text() == native_operators(emulation.build.wheel())
+    assert OPERATORS.read_text() == native_operators(build.wheel())

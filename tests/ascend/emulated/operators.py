@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fourfold.kernels import reference
 
-A5 = "950" in torch.npu.get_device_name(0)
+A5 = "950" in torch.get_device_module("npu").get_device_name(0)
 
 
 def npu(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:

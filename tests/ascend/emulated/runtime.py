@@ -8,21 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-FP8 = "950" in torch.npu.get_device_name(0)
+npu = torch.get_device_module("npu")
+FP8 = "950" in npu.get_device_name(0)
 
 
 def test_a_device_of_its_own_memory_streams_and_events():
     x = torch.arange(4.0).to("npu")
-    first, last = torch.npu.Event(enable_timing=True), torch.npu.Event(enable_timing=True)
-    with torch.npu.stream(torch.npu.Stream()):
+    first, last = npu.Event(enable_timing=True), npu.Event(enable_timing=True)
+    with npu.stream(npu.Stream()):
         first.record()
         y = x * 2 + 1
         last.record()
-    torch.npu.synchronize()
+    npu.synchronize()
     assert y.device.type == "npu" and y.cpu().tolist() == [1.0, 3.0, 5.0, 7.0]
     assert first.elapsed_time(last) >= 0
-    free, total = torch.npu.mem_get_info()
-    assert 0 < free < total and torch.npu.memory_allocated() > 0
+    free, total = npu.mem_get_info()
+    assert 0 < free < total and npu.memory_allocated() > 0
     assert torch.accelerator.current_accelerator() == torch.device("npu")
 
 
@@ -38,8 +39,8 @@ def test_tensors_of_two_devices_do_not_mix():
 def test_a_captured_graph_is_only_recorded_and_then_runs_on_what_its_inputs_hold():
     w, x = torch.randn(8, 8).to("npu"), torch.ones(2, 8, device="npu")
     y = torch.zeros(2, 8, device="npu")
-    graph = torch.npu.NPUGraph()
-    with torch.npu.graph(graph):
+    graph = npu.NPUGraph()
+    with npu.graph(graph):
         y.copy_((x @ w).relu())
     assert not y.any()
     for value in (2.0, -3.0):
@@ -56,13 +57,13 @@ def test_a_captured_graph_is_only_recorded_and_then_runs_on_what_its_inputs_hold
         lambda x: x.cpu(),
         lambda x: x.copy_(torch.ones(4)),
         lambda x: x[x > 0],
-        lambda x: torch.npu.synchronize(),
+        lambda x: npu.synchronize(),
     ],
     ids=["item", "to the host", "from pageable memory", "a shape of values", "synchronize"],
 )
 def test_a_host_that_waits_cannot_be_captured(sync: Callable[[Tensor], object]):
     x = torch.ones(4, device="npu")
-    with pytest.raises(RuntimeError, match="107027"), torch.npu.graph(torch.npu.NPUGraph()):
+    with pytest.raises(RuntimeError, match="107027"), npu.graph(npu.NPUGraph()):
         sync(x)
     assert (x + 1).cpu().tolist() == [2.0] * 4
 
