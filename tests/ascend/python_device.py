@@ -51,6 +51,10 @@ class Module:
     def synchronize(self, device: object = None) -> None:
         """Nothing runs later."""
 
+    def mem_get_info(self, device: object = None) -> tuple[int, int]:
+        """Free and total bytes, of the smallest of the real ones."""
+        return 32 << 30, 32 << 30
+
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 
@@ -73,6 +77,10 @@ class NpuTensor(Tensor):
 
     def __init__(self, raw: Tensor) -> None:
         self.raw = raw
+
+    def tolist(self) -> Any:
+        """torch refuses it for subclasses."""
+        return self.raw.tolist()
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"NpuTensor({self.raw})"
