@@ -172,14 +172,3 @@ def test_the_model_computes_on_npu_what_it_computes_on_the_cpu(install, tiny_fol
     # Random weights have no margins: a last bit sends some tokens to other experts.
     bound = {"exact": 1e-4, "deployed": 0.3, "fast": 0.1}[numerics]
     assert distance(got, theirs(ids).logits).typical < bound
-
-
-def test_text_comes_out(install, tiny_folder):
-    install(fake_operators.PUBLIC)
-    pieces = [
-        "".join(
-            fourfold.generate(fourfold.load(tiny_folder, device=device), "a cat", max_tokens=6, temperature=0)
-        )
-        for device in ("npu", "cpu")
-    ]
-    assert pieces[0] == pieces[1]
