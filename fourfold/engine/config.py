@@ -99,5 +99,5 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes that are free where a model lies; None where that is not known."""
     if device.type == "cpu":
         return free_ram()
-    free: int = torch.get_device_module(device).mem_get_info(device)[0]
-    return free
+    info = getattr(torch.get_device_module(device), "mem_get_info", None)
+    return None if info is None else int(info(device)[0])

@@ -98,7 +98,7 @@ class Engine:
 
     def generate(self, request: Request) -> AsyncGenerator[Chunk]:
         """The same for `async for`."""
-        return self._chunks_async(self.submit(request))
+        return self.async_chunks(self.submit(request))
 
     def chunks(self, answer: Answer) -> Generator[Chunk]:
         """The chunks of a request that was submitted."""
@@ -116,7 +116,8 @@ class Engine:
         finally:
             self.cancel(answer, wait=True)
 
-    async def _chunks_async(self, answer: Answer) -> AsyncGenerator[Chunk]:
+    async def async_chunks(self, answer: Answer) -> AsyncGenerator[Chunk]:
+        """The same for `async for`."""
         try:
             while True:
                 ended = answer.ended
@@ -148,8 +149,8 @@ class Engine:
             done.result()
 
     def close(self) -> None:
-        """Stop the engine's thread.  Requests that still run stay unfinished."""
-        self._thread.shutdown(cancel_futures=True)
+        """Stop the engine's thread.  Who still waits for a chunk gets a RequestError."""
+        self._thread.shutdown()
 
     def __enter__(self) -> Engine:
         return self
@@ -190,7 +191,10 @@ class Engine:
         """The step that runs or, where none does, the next one: all who wait share it."""
         with self._lock:
             if self._step_done is None or self._step_done.done():
-                self._step_done = self._thread.submit(self._step)
+                try:
+                    self._step_done = self._thread.submit(self._step)
+                except RuntimeError:
+                    raise RequestError("the engine is closed; make another one") from None
             return self._step_done
 
     # From here on: on the engine's thread.

@@ -7,6 +7,9 @@ from enum import Enum, auto
 
 from fourfold.engine.radix import TokenIds
 
+SHORT = 16
+"""So many tokens are computed sooner than a snapshot of them is worth its place."""
+
 
 class Phase(Enum):
     """waiting: holds nothing; running: holds a slot and blocks; saved: its state was put aside."""

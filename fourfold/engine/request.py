@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fourfold.config import ModelConfig
+from fourfold.engine.job import SHORT
 from fourfold.engine.sampler import Sampling
 from fourfold.errors import RequestError
 from fourfold.tokenizer import Tokenizer
@@ -70,9 +71,6 @@ def _flat_ids(prompt: Sequence[int] | Tensor) -> list[int]:
     return list(prompt)
 
 
-_SHORT = 16  # tokens that are computed faster than a snapshot of them is worth
-
-
 def boundaries(ids: Sequence[int], special: frozenset[int]) -> set[int]:
     """Where in a prompt a later one is likely to branch off: positions worth a snapshot.
 
@@ -86,4 +84,4 @@ def boundaries(ids: Sequence[int], special: frozenset[int]) -> set[int]:
         last -= 1
     while last >= 0 and ids[last] not in special:  # the last message
         last -= 1
-    return {position for position in (*found, last + 1) if position >= _SHORT}
+    return {position for position in (*found, last + 1) if position >= SHORT}

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from fourfold.engine.blocks import BlockPool
-from fourfold.engine.job import Action, Discard, Job, Keep, Phase, Restart, Resume, Save, Share
+from fourfold.engine.job import SHORT, Action, Discard, Job, Keep, Phase, Restart, Resume, Save, Share
 from fourfold.engine.limits import Counters, Limits
 from fourfold.engine.radix import Match, PrefixTree
 
@@ -197,7 +197,7 @@ class Scheduler:
             job.cached = match.position
             self.counters.cached_tokens += match.position
         shared = self.tree.shared(job.tokens)
-        if match.position < shared < len(job.tokens):
+        if match.position + SHORT <= shared < len(job.tokens):
             job.boundaries.add(shared)
         snapshot = match.snapshot
         if snapshot is not None:

@@ -318,7 +318,7 @@ class Transformer(HeadCollapse):
                 f"({self.config.max_position_embeddings}); shorten the prompt"
             )
         # As plain numbers: for the one token of a decode step that is the cheapest look.
-        values = ids.flatten().tolist()
+        values = ids.flatten().cpu().tolist()
         low, high = min(values), max(values)
         if low < 0 or high >= self.config.vocab_size:
             raise RequestError(

@@ -276,8 +276,11 @@ def test_where_a_later_prompt_may_branch_off():
 
 def test_closing_ends_the_thread(stub):
     own = engine(stub)
-    list(own.stream(Request(prompt=[20], max_tokens=2)))
+    chunks = own.stream(Request(prompt=[20], max_tokens=50))
+    next(chunks)
     own.close()
+    with pytest.raises(RequestError, match="the engine is closed"):
+        list(chunks)
     assert not any(
         thread.name.startswith("fourfold-engine") for thread in threading.enumerate() if thread.is_alive()
     )

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 import fourfold
+from fourfold.model.paged_layout import Span
 from fourfold.model.transformer import Transformer
 
 GOLDEN = Path(fourfold.__file__).parent / "conformance" / "golden"
@@ -48,6 +49,19 @@ def test_golden_vectors(model: Transformer, golden: dict[str, Tensor]) -> None:
         if step == 0:
             assert out.mtp_logits is not None
             assert relative(out.mtp_logits[:, -1], golden["mtp_logits"]) < BOUND
+
+
+def test_sequences_in_one_pass_are_as_alone(model: Transformer, golden: dict[str, Tensor]) -> None:
+    sizes = [5, 23]
+    rows = [golden["input_ids"][0, :n].to("npu") for n in sizes]
+    cache = model.new_paged_cache(slots=2, blocks=2, call_tokens=28)
+    for slot in (0, 1):
+        cache.assign(slot, [1 - slot])
+    spans = [Span(slot, 0, new) for slot, new in enumerate(sizes)]
+    together = model.paged(torch.cat(rows), spans, cache, torch.arange(28, device="npu")).split(sizes)
+    for row, logits in zip(rows, together, strict=True):
+        alone = model(row[None], cache=model.new_cache()).logits[0].cpu()
+        assert relative(logits, alone) < BOUND
 
 
 @pytest.mark.parametrize("numerics", ["exact", "deployed", "fast"])
