@@ -61,12 +61,12 @@ class WorkerEngine:
     `start_seconds` is from the start of the process, its imports included, to the loaded model.
     """
 
-    def __init__(self, name: str, folder: Path, numerics: str, device: str = "cpu") -> None:
-        """RequestError: it cannot be loaded."""
+    def __init__(self, name: str, folder: Path, **load: str | None) -> None:
+        """load: what `fourfold.load` takes besides the folder.  RequestError: it cannot be loaded."""
         self.name = name
         begin = time.perf_counter()
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _program(name), name, str(folder), numerics, device],
+            [sys.executable, "-c", _program(name), name, str(folder), json.dumps(load)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

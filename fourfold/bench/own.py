@@ -24,10 +24,10 @@ class OwnState:
 
 
 class Own:
-    """A checkpoint loaded by `fourfold.load`."""
+    """A checkpoint loaded by `fourfold.load`, which takes `load`."""
 
-    def __init__(self, folder: Path, numerics: str, device: str = "cpu") -> None:
-        self._model = fourfold.load(folder, device=device, numerics=numerics)
+    def __init__(self, folder: Path, **load: Any) -> None:
+        self._model = fourfold.load(folder, **load)
         self.config_vocab = self._model.config.vocab_size
 
     def use_threads(self, threads: int) -> None:

@@ -62,7 +62,7 @@ def open_peers(
 
     for name in names:
         if name == "transformers":
-            attempt(name, lambda: WorkerEngine("transformers", folder, "bf16"))
+            attempt(name, lambda: WorkerEngine("transformers", folder))
             continue
         for peer in llamas:
             attempt(peer.label, lambda peer=peer: _open_llama(peer))  # type: ignore[misc]

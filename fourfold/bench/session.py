@@ -33,6 +33,8 @@ def bench(
     numerics: str,
     *,
     device: str = "cpu",
+    ram: str | None = None,
+    expert_copy: Path | None = None,
     compare: Sequence[str] = (),
     llamas: Sequence[LlamaPeer] = (),
     with_accuracy: bool = False,
@@ -41,7 +43,8 @@ def bench(
 ) -> dict[str, Any]:
     """Measure the checkpoint `folder`; the document that `fourfold bench --json` prints.
 
-    device: of our own engine, and whose limits are measured; peers run on the CPU.
+    device: of our own engine, and whose limits are measured; peers run on the CPU.  ram, expert_copy: of our
+    own engine, as `fourfold.load` takes them.
     warn is told what makes the figures suspect and which peers are missing.  Raises the errors of
     `fourfold.load`; RequestError: contexts that the model has no positions for.
     """
@@ -51,7 +54,10 @@ def bench(
     for found in machines.complaints(before, max(settings.threads)):
         warn(found)
     progress("loading fourfold")
-    engines: list[Engine] = [WorkerEngine(OWN, folder, numerics, device)]
+    copy = None if expert_copy is None else str(expert_copy)
+    engines: list[Engine] = [
+        WorkerEngine(OWN, folder, numerics=numerics, device=device, ram=ram, expert_copy=copy)
+    ]
     try:
         peers, missing = open_peers(compare, llamas, folder, progress)
         engines += peers
@@ -87,7 +93,7 @@ def bench(
             "bytes_total": facts.bytes_total,
             "weight_bytes_per_token": facts.bytes_per_token,
         },
-        "settings": {**vars(settings), "probe_bytes": machine.bytes},
+        "settings": {**vars(settings), "ram": ram, "probe_bytes": machine.bytes},
         "engines": reports,
         "not_compared": {**missing, **outcome.left_out},
         "limits": limits(outcome),

@@ -53,16 +53,18 @@ class Adapter(Protocol[State]):
         """Anything else worth a place in the document."""
 
 
-def open_adapter(engine: str, folder: Path, numerics: str, device: str) -> Adapter[Any]:
-    """Load the model; peers run on the CPU.  Adapters are imported here: one engine's libraries are no
-    other's concern."""
+def open_adapter(engine: str, folder: Path, load: dict[str, str]) -> Adapter[Any]:
+    """Load the model as `load` says; peers have their own defaults and run on the CPU.
+
+    Adapters are imported here: one engine's libraries are no other's concern.
+    """
     if engine == "transformers":
         from fourfold.bench.peers_transformers import Transformers
 
         return Transformers(folder)
     from fourfold.bench.own import Own
 
-    return Own(folder, numerics, device)
+    return Own(folder, **load)
 
 
 class Worker:
@@ -133,7 +135,7 @@ def peak_memory() -> int:
 
 def main() -> None:
     """Serve until stdin ends."""
-    engine, folder, numerics, device = sys.argv[1:5]
+    engine, folder, load = sys.argv[1:4]
     # Whatever a library prints belongs on stderr: stdout carries replies alone.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -143,7 +145,7 @@ def main() -> None:
 
     try:
         begin = time.perf_counter()
-        worker = Worker(open_adapter(engine, Path(folder), numerics, device))
+        worker = Worker(open_adapter(engine, Path(folder), json.loads(load)))
         reply({"load_seconds": time.perf_counter() - begin})
         for line in sys.stdin:
             reply(worker.answer(json.loads(line)))

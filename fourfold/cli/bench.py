@@ -80,6 +80,8 @@ def bench(
     repetitions: Annotated[int, typer.Option(help="Rounds; the best counts.", min=1)] = 5,
     numerics: options.Numerics = "fast",
     device: options.Device = "cpu",
+    ram: options.Ram = None,
+    expert_copy: options.ExpertCopy = None,
     compare: Annotated[
         str, typer.Option(callback=_peers, help="Other engines in the same run: transformers,llama.cpp.")
     ] = "",
@@ -139,6 +141,8 @@ def bench(
             settings,
             numerics,
             device=device,
+            ram=ram,
+            expert_copy=expert_copy,
             compare=peers,
             llamas=llamas,
             with_accuracy=accuracy,

@@ -43,6 +43,15 @@ def test_a_whole_run(capfd, tiny_folder, tmp_path, quick_machine, llama_bench, m
     assert 0 <= document["accuracy"]["kl_nats"] < 1
 
 
+def test_less_ram_than_the_model(capfd, tiny_folder, quick_machine):
+    words = ("--contexts", 0, "--prefill", 8, "--decode", 2, "--threads", 1, "--repetitions", 1)
+    code, said = call(capfd, tiny_folder, *words, "--ram", "1575KiB", "--json")
+    assert code == 0, said.err
+    document = json.loads(said.out)
+    assert document["settings"]["ram"] == "1575KiB"
+    assert document["engines"]["fourfold"]["tiers"]["misses"] > 0
+
+
 def check_document(document):
     assert document["format"] == 2
     assert document["settings"] == {
@@ -51,6 +60,7 @@ def check_document(document):
         "prefill": [8, 30],
         "decode": 2,
         "repetitions": 2,
+        "ram": None,
         "probe_bytes": 4 << 20,
     }
     assert document["model"]["numerics"] == "deployed" and document["model"]["layers"] == 4

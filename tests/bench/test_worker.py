@@ -14,7 +14,7 @@ from fourfold.errors import RequestError
 
 
 def test_worker_measures_each_context_from_the_same_state(tiny_folder):
-    own = Own(tiny_folder, "fast")
+    own = Own(tiny_folder, numerics="fast")
     worker = Worker(own)
     request = {"threads": 1, "context": 40, "prefill": 20, "decode": 3}
     first, second = worker.answer(request), worker.answer(request)
@@ -32,7 +32,7 @@ def test_worker_measures_each_context_from_the_same_state(tiny_folder):
 def test_statistics_of_streamed_experts_are_passed_on(tiny_folder, monkeypatch):
     """Where the model does not fit in free RAM; they must be JSON."""
     monkeypatch.setattr("fourfold.tiers.budget.free_ram", lambda: 1800 << 10)
-    worker = Worker(Own(tiny_folder, "exact"))
+    worker = Worker(Own(tiny_folder, numerics="exact"))
     worker.answer({"threads": 1, "context": 0, "prefill": 8, "decode": 1})
     about = json.loads(json.dumps(worker.answer({"report": True})))["about"]
     assert about["tiers"]["misses"] > 0 and about["tiers"]["bytes_read"] > 0
@@ -41,11 +41,11 @@ def test_statistics_of_streamed_experts_are_passed_on(tiny_folder, monkeypatch):
 def test_a_worker_that_cannot_load_says_why(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(RequestError, match=r"fourfold: .*config\.json"):
-        WorkerEngine("fourfold", tmp_path, "exact")
+        WorkerEngine("fourfold", tmp_path, numerics="exact")
 
 
 def test_a_worker_that_vanishes_is_an_error(tiny_folder):
-    engine = WorkerEngine("fourfold", tiny_folder, "exact")
+    engine = WorkerEngine("fourfold", tiny_folder, numerics="exact")
     engine._process.kill()
     with pytest.raises(RequestError, match="ended with exit code -9"):
         engine.measure(Cell(1, 0, 4, 1))
