@@ -197,7 +197,9 @@ def _build(path: Path, spec: dict[str, Any]) -> tokenizers.Tokenizer:
 
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(spec))
-    except Exception as error:  # the library raises bare Exception
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exception, and a panic of its Rust is not even that
         raise TokenizerError(f"{path} is no tokenizer that the tokenizers library reads: {error}") from None
 
 

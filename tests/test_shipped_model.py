@@ -11,7 +11,7 @@ import pytest
 import fourfold
 from fourfold.conformance.checkpoint import check_checkpoint
 from fourfold.conformance.report import Check
-from fourfold.engine import generate as engine
+from fourfold.engine.config import EngineConfig
 from fourfold.protocol import Chat
 
 COMMON = "the a and to was he she it they said of in his her with day little you happy very"
@@ -68,7 +68,7 @@ def test_a_chat_answer_ends_by_itself(m):
 def test_greedy_is_the_same_from_any_chunking(m, monkeypatch):
     prompt = "One day a cat and a dog went to the park to play with a red ball"
     whole = text_of(m, prompt, temperature=0.0, max_tokens=30)
-    monkeypatch.setattr(engine, "PREFILL_CHUNK", 3)
+    monkeypatch.setattr(EngineConfig, "step_tokens", 3)
     assert whole == text_of(m, prompt, temperature=0.0, max_tokens=30)
 
 

@@ -144,9 +144,10 @@ def row_slabs(weight: Tensor, scale: Tensor | None) -> list[tuple[Tensor, Tensor
 
 def power_of_two_scale(amax: Tensor, limit: float) -> Tensor:
     """2^ceil(log2(amax / limit)), exactly: by the bits, since a logarithm may round across an integer."""
-    bits = (amax.to(torch.float32) / limit).view(torch.int32)
+    ratio = amax.to(torch.float32) / limit
     # Any bit of the mantissa carries into the exponent; then the mantissa goes.
-    return ((bits + _MANTISSA) & ~_MANTISSA).view(torch.float32)
+    power = ((ratio.view(torch.int32) + _MANTISSA) & ~_MANTISSA).view(torch.float32)
+    return power.where(ratio.isfinite(), 1.0)  # else one infinity would make zeros of its group
 
 
 def round_fp8(x: Tensor, group: int) -> Tensor:
@@ -203,13 +204,15 @@ def round_int8_groups(x: Tensor) -> Tensor:
 
 
 def round_to_e4m3(x: Tensor) -> Tensor:
-    """Nearest e4m3 value of x f32, at most 448 in amplitude, ties to the even code; f32.
+    """Nearest e4m3 value of x f32, ties to the even code; beyond 448 in amplitude that; f32.
 
     By arithmetic: not every chip has the type.
     """
+    x = x.clamp(-FP8_MAX, FP8_MAX)
     power = (x.view(torch.int32) & _EXPONENT).view(torch.float32)
     step = power.clamp_min(_E4M3_SMALLEST) / 8
-    return ((x / step + _WHOLE) - _WHOLE) * step
+    rounded = ((x.abs() / step + _WHOLE) - _WHOLE) * step
+    return torch.where(x.view(torch.int32) < 0, -rounded, rounded)  # zeros keep their sign
 
 
 def round_to_e2m1(x: Tensor) -> Tensor:
