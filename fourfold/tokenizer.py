@@ -199,7 +199,8 @@ def _build(path: Path, spec: dict[str, Any]) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(json.dumps(spec))
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # the library raises bare Exception, and a panic of its Rust is not even that
+    except BaseException as error:
+        # The library raises bare Exception, and a panic of its Rust is not even that.
         raise TokenizerError(f"{path} is no tokenizer that the tokenizers library reads: {error}") from None
 
 
