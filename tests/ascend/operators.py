@@ -13,6 +13,7 @@ from fourfold import kernels
 from fourfold.conformance.kernel_cases import Case, cases
 from fourfold.conformance.kernels import run_case
 from fourfold.conformance.logits import distance
+from fourfold.kernels import registry
 from fourfold.kernels.ascend.schemas import SCHEMAS
 from tests.ascend import fake_operators, python_device
 
@@ -31,7 +32,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def _forget() -> None:
     kernels.unregister("npu")
-    kernels._SEARCHED.discard("npu")
+    registry._SEARCHED.discard("npu")
     fake_operators.used.clear()
 
 

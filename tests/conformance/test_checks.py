@@ -15,7 +15,7 @@ from fourfold.conformance.golden import check_golden
 from fourfold.conformance.kernel_cases import cases
 from fourfold.conformance.kernels import check_kernels
 from fourfold.conformance.report import Check, NotExercised
-from fourfold.kernels import composed, reference
+from fourfold.kernels import composed, reference, registry
 
 
 def test_cases_are_the_same_every_time():
@@ -35,9 +35,9 @@ def broken(monkeypatch):
             spoil = lambda t: t * by if t.is_floating_point() else t + 1  # noqa: E731
             return tuple(map(spoil, got)) if isinstance(got, tuple) else spoil(got)
 
-        table = {**kernels._TABLES.get("cpu", kernels._REFERENCE), name: wrong}
-        monkeypatch.setitem(kernels._TABLES, "cpu", table)
-        monkeypatch.setitem(kernels._NOTES, "cpu", {name: "broken"})
+        table = {**registry._TABLES.get("cpu", registry._REFERENCE), name: wrong}
+        monkeypatch.setitem(registry._TABLES, "cpu", table)
+        monkeypatch.setitem(registry._NOTES, "cpu", {name: "broken"})
 
     return breaks
 
@@ -67,7 +67,7 @@ def test_a_kernel_that_raises_fails_its_checks(monkeypatch):
     def raises(*_: object, **__: object) -> None:
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setitem(kernels._TABLES, "cpu", {**kernels._REFERENCE, "pool": raises})
+    monkeypatch.setitem(registry._TABLES, "cpu", {**registry._REFERENCE, "pool": raises})
     assert {check.name for check in check_kernels("cpu") if not check.passed} == {"pool"}
 
 
@@ -115,13 +115,13 @@ def test_a_checkpoint_is_certified(tiny_folder, broken):
 def test_bits_that_follow_the_batch_are_noticed(tiny_folder, monkeypatch):
     """An error far below every other bound, but of a device that runs all operations itself."""
     kernels.discover("cpu")
-    table = kernels._TABLES.get("cpu", kernels._REFERENCE)
+    table = registry._TABLES.get("cpu", registry._REFERENCE)
 
     def follows(x, *arguments):
         return table["linear"](x, *arguments) * (1 + 2**-22 * (x[..., 0].numel() % 2))
 
-    monkeypatch.setitem(kernels._TABLES, "cpu", {**table, "linear": follows})
-    monkeypatch.setitem(kernels._NOTES, "cpu", dict.fromkeys(kernels.OPERATIONS, "native"))
+    monkeypatch.setitem(registry._TABLES, "cpu", {**table, "linear": follows})
+    monkeypatch.setitem(registry._NOTES, "cpu", dict.fromkeys(kernels.OPERATIONS, "native"))
     failed = [check for check in judged(tiny_folder) if not check.passed]
     assert {check.name for check in failed} == {"same bits"}
 
@@ -134,8 +134,8 @@ def test_a_wrong_kernel_shows_against_the_reference(tiny_folder, broken):
 
 
 def test_without_kernels_of_its_own_nothing_is_compared_with_the_reference(tiny_folder, monkeypatch):
-    monkeypatch.setitem(kernels._TABLES, "cpu", kernels._REFERENCE)
-    monkeypatch.setitem(kernels._NOTES, "cpu", {})
+    monkeypatch.setitem(registry._TABLES, "cpu", registry._REFERENCE)
+    monkeypatch.setitem(registry._NOTES, "cpu", {})
     found = list(check_checkpoint(tiny_folder, "cpu"))
     (left_out,) = (finding for finding in found if isinstance(finding, NotExercised))
     assert str(left_out) == (

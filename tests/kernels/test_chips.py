@@ -11,7 +11,7 @@ import torch
 
 from fourfold import kernels
 from fourfold.errors import KernelError, RequestError
-from fourfold.kernels import chips, reference
+from fourfold.kernels import chips, reference, registry
 from fourfold.kernels.formats import Rounding
 from fourfold.loading import usable_device
 from fourfold.model.numerics import numerics
@@ -34,10 +34,10 @@ kernels.register("meta", {"swiglu": swiglu}, {"swiglu": "metachip: all of it"})
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """package(source, device, name): an installed package whose module brings kernels for `device`."""
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(kernels, "_TABLES", dict(kernels._TABLES))
-    monkeypatch.setattr(kernels, "_NOTES", dict(kernels._NOTES))
-    monkeypatch.setattr(kernels, "_FP4_INPUTS", dict(kernels._FP4_INPUTS))
-    monkeypatch.setattr(kernels, "_SEARCHED", {"cpu"})
+    monkeypatch.setattr(registry, "_TABLES", dict(registry._TABLES))
+    monkeypatch.setattr(registry, "_NOTES", dict(registry._NOTES))
+    monkeypatch.setattr(registry, "_FP4_INPUTS", dict(registry._FP4_INPUTS))
+    monkeypatch.setattr(registry, "_SEARCHED", {"cpu"})
 
     def install(source: str, device: str = "meta", name: str = "metachip") -> None:
         monkeypatch.delitem(sys.modules, f"{name}_kernels", raising=False)
@@ -52,7 +52,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
 
 def test_kernels_of_a_package_run_when_their_device_does(package):
     package(REGISTERS)
-    assert "meta" not in kernels._TABLES
+    assert "meta" not in registry._TABLES
     x = torch.empty(2, 3, device="meta")
     assert kernels.swiglu(x, x, 1.5).shape == (2, 3)
     assert sys.modules["metachip_kernels"].calls == [1.5]
@@ -84,7 +84,7 @@ def test_a_package_says_which_inputs_suit_fp4(package, source, want):
 def test_the_table_and_a_load_find_it_too(package):
     package(REGISTERS)
     assert usable_device("meta:0").type == "meta"
-    assert "swiglu" in kernels._NOTES["meta"]
+    assert "swiglu" in registry._NOTES["meta"]
     kernels.unregister("meta")
     assert set(kernels.table("meta").values()) == {"reference"}
 
@@ -92,8 +92,8 @@ def test_the_table_and_a_load_find_it_too(package):
 def test_replaced_keeps_what_a_package_brought(package):
     package(REGISTERS)
     with kernels.replaced("meta", {}):
-        assert kernels._TABLES["meta"]["swiglu"] is reference.swiglu
-    assert kernels._TABLES["meta"]["swiglu"] is not reference.swiglu
+        assert registry._TABLES["meta"]["swiglu"] is reference.swiglu
+    assert registry._TABLES["meta"]["swiglu"] is not reference.swiglu
 
 
 def test_packages_for_other_devices_are_not_imported(package):
