@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fourfold import kernels
 from fourfold.errors import RequestError
+from fourfold.kernels import reference
 from fourfold.kernels.formats import Rounding
 from fourfold.loading import load
 from fourfold.model.block import Block
@@ -128,7 +129,7 @@ class _Record:
 
         return shared_expert
 
-    def _experts(self, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def _experts(self, _: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def experts(
             x: Tensor,
             indices: Tensor,
@@ -147,15 +148,12 @@ class _Record:
             for expert in indices.unique().tolist():
                 place = expert if places is None else int(places[expert])
                 if place >= 0:
-                    token, choice = (indices == expert).nonzero(as_tuple=True)
-                    gate = kernels.linear(x[token], w1[place], None if s1 is None else s1[place])
-                    up = kernels.linear(x[token], w3[place], None if s3 is None else s3[place])
-                    inner = kernels.swiglu(gate, up, limit) * weights[token, choice].unsqueeze(-1)
                     owner = "shared_experts" if self._shared else f"experts.{expert}"
-                    name = f"{self._layer}.ffn.{owner}"
-                    self._add(f"{name}.w1.weight", x[token])
-                    self._add(f"{name}.w3.weight", x[token])
-                    self._add(f"{name}.w2.weight", inner)
-            return run(x, indices, weights, w1, s1, w3, s3, w2, s2, limit, rounding, places, out)
+                    for matrix, stack in (("w1", w1), ("w2", w2), ("w3", w3)):
+                        self._names[stack[place].data_ptr()] = f"{self._layer}.ffn.{owner}.{matrix}.weight"
+            # The contract's own products, which are observed one by one.
+            return reference.experts_by(
+                kernels.linear, x, indices, weights, w1, s1, w3, s3, w2, s2, limit, rounding, places, out
+            )
 
         return experts

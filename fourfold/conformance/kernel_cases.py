@@ -136,12 +136,6 @@ def _experts(draw: Draw) -> Iterator[Case]:
         yield Case("experts", f"{format} {tokens} tokens, some experts elsewhere", elsewhere, F32)
 
 
-def _swiglu(draw: Draw) -> Iterator[Case]:
-    for dtype in (torch.float32, torch.bfloat16):
-        gate, up = (draw.normal(5, 96, dtype=dtype) * 8 for _ in range(2))
-        yield Case("swiglu", str(dtype).removeprefix("torch."), (gate, up, 10.0), F32)
-
-
 def _route(draw: Draw) -> Iterator[Case]:
     for tokens, experts, k in ((1, 8, 2), (33, 64, 6)):
         x = draw.integers(-2, 3, tokens, 32).float()
@@ -337,7 +331,6 @@ _FAMILIES: tuple[Callable[[Draw], Iterator[Case]], ...] = (
     _linear,
     _grouped_linear,
     _experts,
-    _swiglu,
     _route,
     _rms_norm,
     _rope,

@@ -79,11 +79,6 @@ def experts(
     return _impl("experts", x)(x, indices, weights, w1, s1, w3, s3, w2, s2, limit, rounding, places, out)
 
 
-def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
-    """silu(min(gate, L)) · clamp(up, -L, L) in float32.  [..., I] twice -> [..., I] f32.  V4 report 2.1."""
-    return _impl("swiglu", gate)(gate, up, limit)
-
-
 def route_topk(
     x: Tensor, weight: Tensor, bias: Tensor, k: int, scaling: float
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -55,7 +55,6 @@ __all__ = [
     "route_topk",
     "shared_expert",
     "sparse_attention",
-    "swiglu",
 ]
 
 # 127 · 128 · 1024 < 2^24: so many products of int8 codes add up exactly in float32, in any order.
@@ -98,6 +97,7 @@ def grouped_linear(
 
 
 def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
+    """silu(min(gate, L)) · clamp(up, -L, L) in float32.  [..., I] twice -> [..., I] f32.  V4 report 2.1."""
     return F.silu(gate.float().clamp(max=limit)) * up.float().clamp(-limit, limit)
 
 

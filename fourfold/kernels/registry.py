@@ -22,7 +22,6 @@ OPERATIONS = (
     "linear",
     "grouped_linear",
     "experts",
-    "swiglu",
     "route_topk",
     "route_hash",
     "rms_norm",

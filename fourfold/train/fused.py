@@ -166,7 +166,6 @@ class Fused:
             "linear": linear,
             "grouped_linear": grouped_linear,
             "experts": partial(routed_experts, gated=self.gated),
-            "swiglu": self.gated,
             "rms_norm": self.norm,
             "rope": self.rope,
             "sparse_attention": self.sparse_attention,

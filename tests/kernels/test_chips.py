@@ -22,11 +22,11 @@ from fourfold.kernels import reference
 
 calls = []
 
-def swiglu(gate, up, limit):
-    calls.append(limit)
-    return reference.swiglu(gate, up, limit)
+def hadamard(x):
+    calls.append(x.shape)
+    return reference.hadamard(x)
 
-kernels.register("meta", {"swiglu": swiglu}, {"swiglu": "metachip: all of it"})
+kernels.register("meta", {"hadamard": hadamard}, {"hadamard": "metachip: all of it"})
 """
 
 
@@ -53,10 +53,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
 def test_kernels_of_a_package_run_when_their_device_does(package):
     package(REGISTERS)
     assert "meta" not in registry._TABLES
-    x = torch.empty(2, 3, device="meta")
-    assert kernels.swiglu(x, x, 1.5).shape == (2, 3)
-    assert sys.modules["metachip_kernels"].calls == [1.5]
-    assert kernels.table("meta")["swiglu"] == "metachip: all of it"
+    x = torch.empty(2, 4, device="meta")
+    assert kernels.hadamard(x).shape == (2, 4)
+    assert sys.modules["metachip_kernels"].calls == [(2, 4)]
+    assert kernels.table("meta")["hadamard"] == "metachip: all of it"
     assert kernels.table("meta")["linear"] == "reference"
 
 
@@ -84,7 +84,7 @@ def test_a_package_says_which_inputs_suit_fp4(package, source, want):
 def test_the_table_and_a_load_find_it_too(package):
     package(REGISTERS)
     assert usable_device("meta:0").type == "meta"
-    assert "swiglu" in registry._NOTES["meta"]
+    assert "hadamard" in registry._NOTES["meta"]
     kernels.unregister("meta")
     assert set(kernels.table("meta").values()) == {"reference"}
 
@@ -92,16 +92,16 @@ def test_the_table_and_a_load_find_it_too(package):
 def test_replaced_keeps_what_a_package_brought(package):
     package(REGISTERS)
     with kernels.replaced("meta", {}):
-        assert registry._TABLES["meta"]["swiglu"] is reference.swiglu
-    assert registry._TABLES["meta"]["swiglu"] is not reference.swiglu
+        assert registry._TABLES["meta"]["hadamard"] is reference.hadamard
+    assert registry._TABLES["meta"]["hadamard"] is not reference.hadamard
 
 
 def test_packages_for_other_devices_are_not_imported(package):
     package("raise RuntimeError('imported')", device="otherchip")
     package(REGISTERS.replace('"meta"', '"cpu"'), device="cpu", name="cpuchip")
     x = torch.ones(1, 2)
-    assert kernels.swiglu(x, x, 1.0).shape == (1, 2)
-    assert kernels.swiglu(x.to("meta"), x.to("meta"), 1.0).shape == (1, 2)
+    assert kernels.hadamard(x).shape == (1, 2)
+    assert kernels.hadamard(x.to("meta")).shape == (1, 2)
     assert "cpuchip_kernels" not in sys.modules
 
 

@@ -76,16 +76,15 @@ else:
     @pytest.mark.parametrize("dtype", FLOATS)
     @pytest.mark.parametrize("width", [1, 7, 16, 33, 130])
     def test_rows_of_any_width_and_layout(isa: str, dtype: torch.dtype, width: int) -> None:
-        x, up = (torch.randn(2, 5, width).mul(9).to(dtype) for _ in range(2))
+        x = torch.randn(2, 5, width).mul(9).to(dtype)
         weight = torch.randn(width).to(torch.bfloat16)
-        for a, b in ((x, up), (apart(x), apart(up)), (x.mT.contiguous().mT, up), (x[:, ::2], up[:, ::2])):
+        for a in (x, apart(x), x.mT.contiguous().mT, x[:, ::2]):
             assert_near(ops.rms_norm(a, weight, 1e-6), reference.rms_norm(a, weight, 1e-6))
-            assert_near(ops.swiglu(a, b, 10.0), reference.swiglu(a, b, 10.0))
             assert torch.equal(ops.round_fp8(a, 24), reference.round_fp8(a, 24))
             assert torch.equal(ops.round_fp4(a, 24), reference.round_fp4(a, 24))
         scores = x.float().masked_fill(torch.rand(2, 5, width) < 0.2, float("-inf"))
         scores[:, 0] = 0.0
-        values = apart(up.float())
+        values = apart(torch.randn(2, 5, width))
         assert_near(ops.pool(values, scores), reference.pool(values, scores))
 
     @pytest.mark.parametrize("dtype", FLOATS)
@@ -155,9 +154,6 @@ else:
             m.route_hash(x, torch.ones(1, 1), torch.zeros(8, 1).long(), 1.0)[2] for m in (ops, reference)
         )
         assert torch.allclose(got, want, rtol=1e-6, atol=1e-18)
-        gate = torch.tensor([-200.0, -88.0, -20.0, 0.0, 5.0, 300.0, float("nan")])
-        got, want = (m.swiglu(gate, torch.ones(7), 10.0) for m in (ops, reference))
-        assert torch.allclose(got, want, rtol=1e-6, atol=1e-30, equal_nan=True)
 
     @pytest.mark.parametrize("dtype", FLOATS)
     @pytest.mark.parametrize("n", [1, 2, 4, 5, 17])
@@ -271,7 +267,6 @@ else:
         calls: list[tuple[Callable[..., Any], int]] = [
             (lambda s: ops.rms_norm(x[s], weight[0], 1e-6), 0),
             (lambda s: ops.rope(x[s], angles[s].cos(), angles[s].sin(), False), 0),
-            (lambda s: ops.swiglu(gates[s], x[s], 10.0), 0),
             (lambda s: ops.round_fp8(gates[s], 128), 0),
             (lambda s: ops.route_topk(x[s], weight, bias, 6, 1.5), 0),
             (lambda s: ops.hadamard(q[:, s]), 1),
@@ -302,7 +297,7 @@ else:
         fn, scale, base = torch.randn(24, 32), torch.randn(3), torch.randn(24)
         mixed, post, comb = ops.hc_pre(x, fn, scale, base, iters=3, **HC)
         y = ops.hc_post(ops.rms_norm(mixed, None, 1e-6), x, post, comb)
-        ops.swiglu(y, ops.hadamard(y), 10.0).sum().backward()
+        (y * ops.hadamard(y)).sum().backward()
         assert x.grad is not None
         assert x.grad.abs().sum() > 0
         with torch.no_grad():

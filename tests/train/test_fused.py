@@ -77,10 +77,9 @@ def test_rope(inverse: bool) -> None:
         )
 
 
-def test_norm_swiglu_linear() -> None:
+def test_norm_and_linear() -> None:
     same(FUSED["rms_norm"], reference.rms_norm, random(3, 8), random(8), 1e-6)
     same(FUSED["rms_norm"], reference.rms_norm, random(3, 8), None, 1e-6)
-    same(FUSED["swiglu"], reference.swiglu, random(3, 8) * 4, random(3, 8) * 4, 3.0)
     same(FUSED["linear"], reference.linear, random(3, 8), random(5, 8), None)
     same(FUSED["grouped_linear"], reference.grouped_linear, random(3, 2, 8), random(10, 8), None, 2)
 

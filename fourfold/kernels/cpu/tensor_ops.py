@@ -73,14 +73,6 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> Tensor:
     return y
 
 
-def swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
-    if gate.dtype not in _FLOATS or gate.dtype != up.dtype or gate.shape != up.shape or not _plain(gate, up):
-        return reference.swiglu(gate, up, limit)
-    y = torch.empty(gate.shape, dtype=_F32)
-    native.swiglu(_rows(gate), _rows(up), limit, y)
-    return y
-
-
 def hadamard(x: Tensor) -> Tensor:
     if x.dtype not in _FLOATS or not _plain(x):
         return reference.hadamard(x)
@@ -270,7 +262,6 @@ def index_topk(q: Tensor, weights: Tensor, keys: Tensor, visible: Tensor, k: int
 
 
 OPS: dict[str, Callable[..., Any]] = {
-    "swiglu": swiglu,
     "route_topk": route_topk,
     "route_hash": route_hash,
     "rms_norm": rms_norm,

@@ -107,7 +107,7 @@ void check_rows(Type type, index_t width) {
     constexpr index_t rows = 5;
     const index_t stride = width + 3;
     std::vector<float> values = normal(rows * stride);
-    const Input x(type, values, stride), up(type, normal(rows * stride), stride);
+    const Input x(type, values, stride);
     const std::vector<float> weight = normal(width), cos = normal(rows * width), sin = normal(rows * width);
     const auto run = [&](const char* name, double limit, index_t columns, auto&& call) {
         check(with_type_name(name, type), width, rows, columns, limit,
@@ -129,10 +129,6 @@ void check_rows(Type type, index_t width) {
         run("hadamard", bound(type), width, [&](const VectorKernels& k, index_t first, index_t n, void* y) {
             k.hadamard(x.rows().from(first), n, width, scratch.data(), y);
         });
-    check(with_type_name("swiglu", type), width, rows, width, 2e-6,
-          [&](const VectorKernels& k, index_t first, index_t n, float* y) {
-              k.swiglu(x.rows().from(first), up.rows().from(first), n, width, 1.5f, y);
-          });
     check(with_type_name("mean_square", type), width, rows, 1, 2e-6,
           [&](const VectorKernels& k, index_t first, index_t n, float* y) {
               for (index_t i = 0; i < n; ++i) y[i] = k.mean_square(x.rows().at(first + i), type, width);

@@ -40,15 +40,6 @@ void py_rope(Object x_object, Object cos_object, Object sin_object, bool inverse
     if (tokens > 0) rope(from, tokens, rows / tokens, x.last(), c, s, pairs, inverse, to);
 }
 
-void py_swiglu(Object gate_object, Object up_object, float limit, Object y_object) {
-    const Argument gate(gate_object, "gate", Layout::Rows), up(up_object, "up", Layout::Rows), y(y_object, "y");
-    up.check(up.size() == gate.size() && up.last() == gate.last() && up.type() == gate.type(), "does not fit gate");
-    const Rows g = gate.rows(), u = up.rows();
-    float* to = output(y, gate.size());
-    nb::gil_scoped_release release;
-    swiglu(g, u, count_of(gate), gate.last(), limit, to);
-}
-
 void py_hadamard(Object x_object, Object y_object) {
     const Argument x(x_object, "x", Layout::Rows), y(y_object, "y");
     x.check(x.last() > 0 && (x.last() & (x.last() - 1)) == 0, "has a width that is no power of two");
@@ -268,7 +259,6 @@ void add_tensor_ops(nb::module_& m) {
     const auto maybe = nb::arg().none();
     m.def("rms_norm", &py_rms_norm, given, maybe, given, given);
     m.def("rope", &py_rope);
-    m.def("swiglu", &py_swiglu);
     m.def("hadamard", &py_hadamard);
     m.def("round_fp8", &py_round<round_fp8>);
     m.def("round_fp4", &py_round<round_fp4>);

@@ -93,13 +93,6 @@ void rope(Rows x, index_t tokens, index_t heads, index_t width, const float* cos
     });
 }
 
-void swiglu(Rows gate, Rows up, index_t n, index_t width, float limit, float* y) {
-    const VectorKernels& v = vector_kernels();
-    share_rows(n, 4 * n * width, [&](index_t begin, index_t end) {
-        v.swiglu(gate.from(begin), up.from(begin), end - begin, width, limit, y + begin * width);
-    });
-}
-
 void hadamard(Rows x, index_t n, index_t width, void* y) {
     const VectorKernels& v = vector_kernels();
     share_rows(n, 2 * n * width, [&](index_t begin, index_t end) {

@@ -16,9 +16,6 @@ void rms_norm(Rows x, index_t n, index_t width, const void* weight, Type weight_
 void rope(Rows x, index_t tokens, index_t heads, index_t width, const float* cos, const float* sin, index_t pairs,
           bool inverse, void* y);
 
-// gate, up [n, width], both of one type -> y [n, width].
-void swiglu(Rows gate, Rows up, index_t n, index_t width, float limit, float* y);
-
 // x [n, width], width a power of two.
 void hadamard(Rows x, index_t n, index_t width, void* y);
 

@@ -82,7 +82,6 @@ struct VectorKernels {
     // scratch [2 * 2 * pairs]
     void (*rope)(Rows x, index_t tokens, index_t heads, index_t width, const float* cos, const float* sin,
                  index_t pairs, bool inverse, float* scratch, void* y);
-    void (*swiglu)(Rows gate, Rows up, index_t n, index_t width, float limit, float* y);
     void (*hadamard)(Rows x, index_t n, index_t width, float* scratch, void* y);  // scratch [width]
     void (*round_fp8)(Rows x, index_t n, index_t width, index_t group, void* y);
     void (*round_fp4)(Rows x, index_t n, index_t width, index_t group, void* y);

@@ -87,21 +87,6 @@ void rope(Rows x, index_t tokens, index_t heads, index_t width, const float* cos
     });
 }
 
-template <class S>
-void swiglu(Rows gate, Rows up, index_t n, index_t width, float limit, float* y) {
-    const typename S::F most = S::broadcast(limit), least = S::broadcast(-limit);
-    with_type(gate.type, gate.data, [&](auto* g) {
-        auto* u = static_cast<decltype(g)>(up.data);
-        for (index_t r = 0; r < n; ++r, g += gate.stride, u += up.stride, y += width) {
-            for (index_t i = 0; i < width; i += S::lanes) {
-                const typename S::F a = S::min(most, load<S>(g + i, width - i));
-                const typename S::F b = S::max(least, S::min(most, load<S>(u + i, width - i)));
-                store<S>(y + i, S::mul(S::mul(a, sigmoid<S>(a)), b), width - i);
-            }
-        }
-    });
-}
-
 // Butterflies among the lanes of one vector: lane i becomes its pair's sum or difference.
 template <class S, int k>
 FOURFOLD_INLINE typename S::F butterflies(typename S::F v, index_t width) {

@@ -16,7 +16,6 @@ constexpr VectorKernels vector_table() {
         .narrow = narrow<S>,
         .rms_norm = rms_norm<S>,
         .rope = rope<S>,
-        .swiglu = swiglu<S>,
         .hadamard = hadamard<S>,
         .round_fp8 = round_rows<S, Fp8Grid>,
         .round_fp4 = round_rows<S, Fp4Grid>,
