@@ -279,6 +279,7 @@ def _attention_layer(draw: Draw) -> Iterator[Case]:
             known = draw.integers(0, 4, 2 * tokens, 1)
             experts = (draw.normal(4, 256), None, known, 1, 1.5, stacks, alone, 10.0, (rounding,) * 2)
             yield Case("compressor_inputs", label, (x, large, positions, rounding), F32)
+            yield Case("index_queries", label, _index_arguments(draw, x, turn, rounding), bound)
             queries, window = draw.normal(2, tokens, heads, width), draw.normal(2, 20, width)
             wo_a = draw.stored("fp8", groups * 128, heads * width // groups)
             wo_b = draw.stored("fp8", model, groups * 128)
@@ -299,6 +300,31 @@ def _attention_layer(draw: Draw) -> Iterator[Case]:
                     )
                     block = (streams, inputs[1:], slots, (*sources, *output), _entry(draw, 4, model), experts)
                     yield Case("block", f"{name}, {source}", block, max(bound, BLOCK), dict(_MIXING))
+
+
+def _index_arguments(
+    draw: Draw, x: Tensor, turn: tuple[Tensor, Tensor], rounding: Rounding
+) -> tuple[Any, ...]:
+    heads, width, rank = 3, 64, 128
+    to_q, to_weights = draw.stored("fp8", heads * width, rank), draw.stored("bf16", heads, x.shape[-1])
+    qr = draw.normal(*x.shape[:-1], rank)
+    return x, qr, to_q, to_weights, heads, *turn, 0.0625, (rounding, rounding)
+
+
+def _compressor_entries(draw: Draw) -> Iterator[Case]:
+    width, ratio = 48, 4
+    angles = draw.normal(2, 3, 16) * 100
+    turn = angles.cos(), angles.sin()
+    for overlapping in (False, True):
+        reach, channels = (2 * ratio, 2 * width) if overlapping else (ratio, width)
+        tokens = torch.stack([torch.arange(reach) + ratio * block for block in range(3)]).repeat(2, 1, 1)
+        if overlapping:
+            tokens[0, 0, :ratio] = -1  # the first block has none before it
+        label = "overlapping blocks" if overlapping else "blocks"
+        for gap in (0, 5):
+            pending = draw.normal(2, 20, 2 * channels + gap)[..., : 2 * channels]
+            arguments = (pending, tokens, draw.normal(width), *turn, overlapping, 1e-6)
+            yield Case("compressor_entries", f"{label}, rows {gap} apart", arguments, F32)
 
 
 def _entry(draw: Draw, n: int, width: int) -> tuple[Tensor, ...]:
@@ -341,5 +367,6 @@ _FAMILIES: tuple[Callable[[Draw], Iterator[Case]], ...] = (
     _hyper_connections,
     _rounding,
     _attention_layer,
+    _compressor_entries,
     _mixture,
 )

@@ -277,6 +277,38 @@ def compressor_inputs(x: Tensor, weights: CompressorWeights, positions: Tensor, 
     return _impl("compressor_inputs", x)(x, weights, positions, rounding)
 
 
+def compressor_entries(
+    pending: Tensor, tokens: Tensor, norm: Tensor, cos: Tensor, sin: Tensor, overlapping: bool, eps: float
+) -> Tensor:
+    """What compressors make of blocks: rope(rms_norm(pool of a block's tokens, norm)).
+
+    pending [B, L, 2C'] f32: rows of `compressor_inputs`; tokens [B, S, m] int64: rows of each block's tokens,
+    -1 where there is none; cos, sin [B, S, R/2]; returns [B, S, C] f32.  overlapping: C' = 2C and the tokens
+    are those of two blocks; an entry pools the first C channels of the one before and the last C of its own;
+    else C' = C.  V4 report 2.3.1, eq. 9-12; 2.3.2, eq. 20-23.
+    """
+    return _impl("compressor_entries", pending)(pending, tokens, norm, cos, sin, overlapping, eps)
+
+
+def index_queries(
+    x: Tensor,
+    qr: Tensor,
+    wq_b: Stored,
+    weights_proj: Stored,
+    heads: int,
+    cos: Tensor,
+    sin: Tensor,
+    scale: float,
+    roundings: tuple[Rounding, ...],
+) -> tuple[Tensor, Tensor]:
+    """The indexer's side of a query: q = hadamard(rope(wq_b·qr)), head by head, and scale · weights_proj·x.
+
+    x [B, T, D]; qr [B, T, q_lora_rank]; cos, sin [B, T, R/2]; roundings: of the inputs of both products;
+    returns q [B, T, H, C] in the dtype of qr, weights [B, T, H] f32.  V4 report 2.3.1, eq. 13-15.
+    """
+    return _impl("index_queries", x)(x, qr, wq_b, weights_proj, heads, cos, sin, scale, roundings)
+
+
 def hc_input(
     streams: Tensor, entry: StreamEntry, *, iters: int, norm_eps: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:

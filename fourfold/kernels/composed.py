@@ -64,6 +64,8 @@ SeenArguments = tuple[
     tuple[Rounding, ...],
 ]
 """What `attention` takes after the queries."""
+IndexArguments = tuple[Stored, Stored, int, Tensor, Tensor, float, tuple[Rounding, ...]]
+"""What `index_queries` takes after x and qr."""
 MoeArguments = tuple[
     Tensor,
     Tensor | None,
@@ -143,6 +145,49 @@ def compressor_inputs(
     values = ops.linear(x, *wkv, rounding).float()
     scores = ops.linear(x, *wgate, rounding).float() + ape[positions % ape.shape[0]]
     return torch.cat([values, scores], dim=-1)
+
+
+def compressor_entries(
+    ops: Any,
+    pending: Tensor,
+    tokens: Tensor,
+    norm: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    overlapping: bool,
+    eps: float,
+) -> Tensor:
+    rows = torch.arange(tokens.shape[0], device=tokens.device)[:, None, None]
+    values, scores = pending[rows, tokens.clamp_min(0)].chunk(2, dim=-1)
+    if overlapping:
+        values, scores = _halves(values), _halves(scores)
+    scores = scores.masked_fill((tokens < 0).unsqueeze(-1), float("-inf"))
+    entries: Tensor = ops.rope(ops.rms_norm(ops.pool(values, scores), norm, eps), cos, sin, inverse=False)
+    return entries
+
+
+def _halves(x: Tensor) -> Tensor:
+    """First half of the channels for the block before, second half for the block itself."""
+    before, own = x.chunk(2, dim=2)
+    width = x.shape[-1] // 2
+    return torch.cat([before[..., :width], own[..., width:]], dim=2)
+
+
+def index_queries(
+    ops: Any,
+    x: Tensor,
+    qr: Tensor,
+    wq_b: Stored,
+    weights_proj: Stored,
+    heads: int,
+    cos: Tensor,
+    sin: Tensor,
+    scale: float,
+    roundings: tuple[Rounding, ...],
+) -> tuple[Tensor, Tensor]:
+    q = ops.linear(qr, *wq_b, roundings[0]).unflatten(-1, (heads, -1))
+    weights = ops.linear(x, *weights_proj, roundings[1]).float() * scale
+    return ops.hadamard(ops.rope(q, cos, sin, inverse=False)), weights
 
 
 def hc_input(

@@ -33,6 +33,7 @@ __all__ = [
     "attention",
     "attention_inputs",
     "block",
+    "compressor_entries",
     "compressor_inputs",
     "experts",
     "grouped_linear",
@@ -43,6 +44,7 @@ __all__ = [
     "hc_next",
     "hc_post",
     "hc_pre",
+    "index_queries",
     "index_topk",
     "linear",
     "moe",
@@ -276,6 +278,8 @@ _PARTS = sys.modules[__name__]
 attention_inputs = partial(composed.attention_inputs, _PARTS)
 attention = partial(composed.attention, _PARTS)
 compressor_inputs = partial(composed.compressor_inputs, _PARTS)
+compressor_entries = partial(composed.compressor_entries, _PARTS)
+index_queries = partial(composed.index_queries, _PARTS)
 hc_input = partial(composed.hc_input, _PARTS)
 hc_next = partial(composed.hc_next, _PARTS)
 shared_expert = partial(composed.shared_expert, _PARTS)

@@ -38,6 +38,8 @@ OPERATIONS = (
     "attention_inputs",
     "attention",
     "compressor_inputs",
+    "compressor_entries",
+    "index_queries",
     "hc_input",
     "hc_next",
     "shared_expert",

@@ -42,20 +42,7 @@ class Compressor(nn.Module):
     def forward(self, pending: Tensor, batch: ForwardBatch) -> Tensor:
         """pending [B, L, 2C]: compressor_inputs of the held tokens and this call's -> the entries that these
         complete, normed and turned, [B, S, width] float32."""
-        blocks = batch.layout.blocks(self.ratio, self.overlapping)
-        values, scores = self._gather(pending, blocks.tokens)
-        entries = self.norm(kernels.pool(values, scores))
-        return kernels.rope(entries, *batch.block_angles(self.ratio, self.overlapping), inverse=False)
-
-    def _gather(self, pending: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Values and scores [B, S, m or 2m, width] of the tokens of each block; absent tokens score -inf."""
-        rows = torch.arange(tokens.shape[0], device=tokens.device)[:, None, None]
-        values, scores = pending[rows, tokens.clamp_min(0)].chunk(2, dim=-1)
-        if self.overlapping:
-            values, scores = self._halves(values), self._halves(scores)
-        return values, scores.masked_fill((tokens < 0).unsqueeze(-1), float("-inf"))
-
-    def _halves(self, x: Tensor) -> Tensor:
-        """First half of the channels for the block before, second half for the block itself."""
-        before, own = x.split(self.ratio, dim=2)
-        return torch.cat([before[..., : self.width], own[..., self.width :]], dim=2)
+        tokens = batch.layout.blocks(self.ratio, self.overlapping).tokens
+        angles = batch.block_angles(self.ratio, self.overlapping)
+        norm = self.norm
+        return kernels.compressor_entries(pending, tokens, norm.gain, *angles, self.overlapping, norm.eps)

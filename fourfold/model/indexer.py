@@ -27,6 +27,8 @@ class Indexer(nn.Module):
         self.wq_b = Linear(config.q_lora_rank, self.heads * self.width, numerics)
         self.weights_proj = Linear(config.hidden_size, self.heads, numerics)
         self.compressor = Compressor(config, ratio, self.width, overlapping=True)
+        # What forward needs, past nn.Module's lookup, which costs half a microsecond a module and token.
+        self._projections = self.wq_b, self.weights_proj
 
     def forward(
         self, x: Tensor, qr: Tensor, rows: Tensor, batch: ForwardBatch, memory: LayerMemory
@@ -51,7 +53,15 @@ class Indexer(nn.Module):
 
     def queries(self, x: Tensor, qr: Tensor, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         """q [B, T, heads, width] and the heads' weights [B, T, heads] f32."""
-        q = self.wq_b(qr).unflatten(-1, (self.heads, self.width))
-        q = kernels.rope(q, *batch.token_angles(True), inverse=False)
-        weights = self.weights_proj(x).float() * (self.width**-0.5 * self.heads**-0.5)
-        return self.numerics.index(kernels.hadamard(q)), weights
+        wq_b, weights_proj = self._projections
+        q, weights = kernels.index_queries(
+            x,
+            qr,
+            wq_b.stored,
+            weights_proj.stored,
+            self.heads,
+            *batch.token_angles(True),
+            self.width**-0.5 * self.heads**-0.5,
+            (wq_b.rounding, weights_proj.rounding),
+        )
+        return self.numerics.index(q), weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,22 +16,37 @@ from fourfold.model.numerics import Numerics
 INIT_STD = 0.02
 
 
-class StoredWeight(nn.Module):
+class Noted(nn.Module):
+    """A module that keeps its parameters as plain attributes, too: nn.Module's own lookup costs half a
+    microsecond a parameter, layer and token."""
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        super().register_parameter(name, param)
+        self._note(self._parameters)
+
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Noted:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._note(self._parameters)
+        return self
+
+    def _note(self, own: Mapping[str, Any]) -> None:
+        """After every change of a parameter."""
+
+
+class StoredWeight(Noted):
     """A weight in any stored format, with its scale if it is packed."""
 
     scale: Tensor | None
+    stored: Stored
+    """The weight and its scale, as operations of several steps take them."""
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(shape) * INIT_STD)
         self.register_parameter("scale", None)
 
-    @property
-    def stored(self) -> Stored:
-        """The weight and its scale, as operations of several steps take them."""
-        # Past nn.Module's lookup, which costs half a microsecond a parameter, layer and token.
-        own: Mapping[str, Any] = self._parameters
-        return own["weight"], own["scale"]
+    def _note(self, own: Mapping[str, Any]) -> None:
+        self.stored = own["weight"], own.get("scale")
 
 
 class Linear(StoredWeight):
@@ -47,7 +62,7 @@ class Linear(StoredWeight):
         return self.numerics.input_of(*self.stored)
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.linear(x, self.weight, self.scale, self.rounding)
+        return kernels.linear(x, *self.stored, self.rounding)
 
 
 class GroupedLinear(StoredWeight):
@@ -62,20 +77,19 @@ class GroupedLinear(StoredWeight):
         self.rounding = numerics.rounding
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(Noted):
     """x / rms(x) · weight, in float32."""
+
+    gain: Tensor
+    """The weight, for operations that norm among other things."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    @property
-    def gain(self) -> Tensor:
-        """The weight, for operations that norm among other things."""
-        own: Mapping[str, Any] = self._parameters
-        weight: Tensor = own["weight"]
-        return weight
+    def _note(self, own: Mapping[str, Any]) -> None:
+        self.__dict__["gain"] = own["weight"]  # past nn.Module, which would make a second parameter of it
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.rms_norm(x, self.weight, self.eps)
+        return kernels.rms_norm(x, self.gain, self.eps)

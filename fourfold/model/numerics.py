@@ -38,19 +38,20 @@ class Numerics:
 
     def input_of(self, weight: Tensor, scale: Tensor | None) -> Rounding:
         """How a linear with this stored weight rounds its input."""
-        if self.rounding is not Rounding.NONE and is_integer(weight, scale):
+        if self.rounding is Rounding.NONE:
+            return Rounding.NONE
+        bytewise = weight.dtype is torch.int8 or weight.dtype is torch.uint8
+        if bytewise and is_integer(weight, scale):
             return Rounding.INT8
-        if self.published and is_packed(weight):
-            return Rounding.FP8
-        if self.rounding is Rounding.BF16 and weight.dtype is torch.int8:
-            return kernels.fp4_input(weight.device.type)
-        return self.rounding
+        if self.published:
+            return Rounding.FP8 if is_packed(weight) else self.rounding
+        return kernels.fp4_input(weight.device.type) if bytewise else self.rounding
 
     def inputs_of(self, *stored: Stored) -> tuple[Rounding, ...]:
         """The same for several weights with their scales."""
         if self.rounding is Rounding.NONE:
             return (Rounding.NONE,) * len(stored)
-        return tuple(self.input_of(*each) for each in stored)
+        return tuple([self.input_of(weight, scale) for weight, scale in stored])
 
     def kv(self, kv: Tensor, rope_width: int) -> Tensor:
         """A window or compressed entry [..., C] as the cache keeps it; its last rope_width dims stay bf16."""

@@ -44,6 +44,8 @@ _experts = native.experts
 _attention_inputs = native.attention_inputs
 _attention = native.attention
 _compressor_inputs = native.compressor_inputs
+_compressor_entries = native.compressor_entries
+_index_queries = native.index_queries
 _moe = native.moe
 _hc_moe = native.hc_moe
 _block = native.block
@@ -237,6 +239,36 @@ def compressor_inputs(x: Tensor, weights: CompressorWeights, positions: Tensor, 
     return composed.compressor_inputs(kernels, x, weights, positions, rounding)
 
 
+def compressor_entries(
+    pending: Tensor, tokens: Tensor, norm: Tensor, cos: Tensor, sin: Tensor, overlapping: bool, eps: float
+) -> Tensor:
+    if _plain(pending, norm):
+        y = torch.empty((*tokens.shape[:2], norm.shape[0]), dtype=torch.float32)
+        if _compressor_entries(pending, tokens, norm, cos, sin, overlapping, eps, y):
+            return y
+    return composed.compressor_entries(kernels, pending, tokens, norm, cos, sin, overlapping, eps)
+
+
+def index_queries(
+    x: Tensor,
+    qr: Tensor,
+    wq_b: Stored,
+    weights_proj: Stored,
+    heads: int,
+    cos: Tensor,
+    sin: Tensor,
+    scale: float,
+    roundings: tuple[Rounding, ...],
+) -> tuple[Tensor, Tensor]:
+    rest = wq_b, weights_proj, heads, cos, sin, scale, roundings
+    if x.dtype is torch.float32 and _plain(x, qr, *rest):
+        q = x.new_empty(*x.shape[:-1], heads, wq_b[0].shape[0] // heads)
+        weights = x.new_empty(*x.shape[:-1], heads)
+        if _index_queries(x, qr, rest, q, weights):
+            return q, weights
+    return composed.index_queries(kernels, x, qr, *rest)
+
+
 def moe(
     x: Tensor,
     router: Tensor,
@@ -313,6 +345,8 @@ OPS: dict[str, Callable[..., Any]] = {
     "attention_inputs": attention_inputs,
     "attention": attention,
     "compressor_inputs": compressor_inputs,
+    "compressor_entries": compressor_entries,
+    "index_queries": index_queries,
     "moe": moe,
     "hc_moe": hc_moe,
     "block": block,

@@ -1,6 +1,7 @@
 #include "composed_ops.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace fourfold {
 namespace {
@@ -82,6 +83,38 @@ void compressor_inputs(const CompressorInputs& c, Rounding rounding, const index
     add_products(c, rounding, products);
     linears(products, x);
     add_bias(c, positions, x.count);
+}
+
+void compressor_entries(const CompressorEntries& c, float* y) {
+    thread_local Scratch value_memory, score_memory;
+    const index_t width = c.width, channels = c.overlapping ? 2 * width : width, blocks = c.batch * c.blocks;
+    float *values = value_memory.floats(blocks * c.reach * width), *scores = score_memory.floats(blocks * c.reach * width);
+    const index_t* token = c.tokens;
+    for (index_t i = 0; i < blocks; ++i) {
+        for (index_t j = 0; j < c.reach; ++j, ++token) {
+            const auto* row = static_cast<const float*>(c.pending.at(i / c.blocks, std::max(index_t(0), *token)));
+            // The first half of the channels for the block before, the second half for the block itself.
+            row += c.overlapping && 2 * j >= c.reach ? width : 0;
+            const index_t at = (i * c.reach + j) * width;
+            std::copy(row, row + width, values + at);
+            if (*token < 0)
+                std::fill_n(scores + at, width, -std::numeric_limits<float>::infinity());
+            else
+                std::copy(row + channels, row + channels + width, scores + at);
+        }
+    }
+    pool({values, Type::F32, width}, {scores, Type::F32, width}, blocks, c.reach, width, y);
+    norm_and_turn(y, blocks, 1, width, c.norm, c.eps, c.angles);
+}
+
+void index_queries(const IndexQueries& a, const Activations& x, const Activations& qr, float* q, float* weights) {
+    const index_t tokens = x.count, width = a.wq_b.rows / a.heads;
+    linear(a.wq_b, qr, a.to_wq_b, q);
+    const Rows rows{q, Type::F32, width};
+    rope(rows, tokens, a.heads, width, a.angles.cos, a.angles.sin, a.angles.pairs, false, q);
+    hadamard(rows, tokens * a.heads, width, q);
+    linear(a.weights_proj, x, a.to_weights, weights);
+    for (index_t i = 0; i < tokens * a.heads; ++i) weights[i] *= a.scale;
 }
 
 void add_experts(const Stacks& stacks, const Gate& gate, const SharedExpert* shared, const index_t* indices,

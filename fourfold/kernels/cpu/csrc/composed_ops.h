@@ -61,6 +61,29 @@ void attention(const Attention& a, const AttentionOutput& out, float* y);
 // x -> rows: wkv x, then wgate x + ape of the token's position.
 void compressor_inputs(const CompressorInputs& c, Rounding rounding, const index_t* positions, const Activations& x);
 
+// Blocks of rows that compressor_inputs made, and what becomes of them.
+struct CompressorEntries {
+    Buffer pending;         // [batch, ..., 2 * channels] f32
+    const index_t* tokens;  // [batch, blocks, reach], checked; -1: none
+    index_t batch, blocks, reach, width;
+    bool overlapping;       // channels = 2 * width; else width
+    NormWeight norm;
+    Angles angles;
+    float eps;
+};
+// Pooled, normed and turned: y [batch, blocks, width].
+void compressor_entries(const CompressorEntries& c, float* y);
+
+struct IndexQueries {
+    Matrix wq_b, weights_proj;
+    Rounding to_wq_b, to_weights;
+    Angles angles;
+    index_t heads;
+    float scale;
+};
+// qr -> q [tokens, heads, C], turned and transformed; x -> weights [tokens, heads], scaled.
+void index_queries(const IndexQueries& a, const Activations& x, const Activations& qr, float* q, float* weights);
+
 // The expert that every token visits, last.
 struct SharedExpert {
     Matrix w1, w3, w2;

@@ -206,6 +206,72 @@ bool py_compressor_inputs(Object x_object, Object parts, Object positions, Objec
     return true;
 }
 
+// pending [B, L, 2C'], tokens [B, S, m] -> y [B, S, C] f32, in place.
+bool py_compressor_entries(Object pending_object, Object tokens_object, Object norm, Object cos, Object sin,
+                           bool overlapping, float eps, Object y) {
+    const Glance held(pending_object);
+    if (!held.f32() || held.ndim != 3 || !held.some() || !Glance(norm).floats() || !Glance(tokens_object).gapless())
+        return false;
+    const Argument pending(pending_object, "pending", Layout::Rows), tokens(tokens_object, "tokens"), gain(norm, "norm");
+    const index_t width = gain.size();
+    pending.check(pending.last() == (overlapping ? 4 : 2) * width, "does not fit the norm");
+    tokens.check(tokens.ndim == 3 && tokens.shape[0] == pending.shape[0], "is not [B, S, m]");
+    tokens.check(tokens.last() > 0 && (!overlapping || tokens.last() % 2 == 0), "is not a number of blocks");
+    const index_t* rows = tokens.integers();
+    for (index_t i = 0; i < tokens.size(); ++i)
+        tokens.check(rows[i] >= -1 && rows[i] < pending.shape[1], "names a row that does not exist");
+    const CompressorEntries c{{{pending.memory(), Type::F32, pending.strides[1]}, pending.strides[0]},
+                              rows, tokens.shape[0], tokens.shape[1], tokens.last(), width, overlapping,
+                              norm_weight(gain, width),
+                              angles_of(Argument(cos, "cos"), Argument(sin, "sin"), tokens.shape[0] * tokens.shape[1]),
+                              eps};
+    pending.check(2 * c.angles.pairs <= width, "is turned by too much");
+    float* to = output(Argument(y, "y"), c.batch * c.blocks * width);
+    nb::gil_scoped_release release;
+    compressor_entries(c, to);
+    return true;
+}
+
+// What kernels.index_queries takes after x and qr.
+struct IndexArguments {
+    static constexpr int kCount = 7;
+    StoredPair wq_b, weights_proj;
+    index_t heads;
+    Object cos, sin, roundings;
+    float scale;
+
+    explicit IndexArguments(Object a)
+        : wq_b(item(a, 0, kCount)), weights_proj(item(a, 1, kCount)), heads(nb::cast<index_t>(item(a, 2, kCount))),
+          cos(item(a, 3, kCount)), sin(item(a, 4, kCount)), roundings(item(a, 6, kCount)),
+          scale(nb::cast<float>(item(a, 5, kCount))) {}
+    bool readable() const { return wq_b.readable() && weights_proj.readable(); }
+};
+
+// x [..., D], qr [..., R] f32 -> q [..., H, C], weights [..., H] f32, in place.
+bool py_index_queries(Object x_object, Object qr_object, Object rest, Object q, Object weights) {
+    const IndexArguments from(rest);
+    const Glance hidden(x_object), rank(qr_object);
+    if (!hidden.f32() || !hidden.gapless() || !hidden.some() || !rank.f32() || !rank.gapless() || !from.readable())
+        return false;
+    const Argument x(x_object, "x"), qr(qr_object, "qr");
+    const Activations rows = rows_of(x), low = rows_of(qr);
+    const IndexQueries a{matrix(from.wq_b, "wq_b"), matrix(from.weights_proj, "weights_proj"),
+                         rounding_at(from.roundings, 0, 2), rounding_at(from.roundings, 1, 2),
+                         angles_of(Argument(from.cos, "cos"), Argument(from.sin, "sin"), rows.count), from.heads,
+                         from.scale};
+    qr.check(low.count == rows.count && a.wq_b.columns == low.columns, "does not fit x and wq_b");
+    x.check(a.weights_proj.columns == rows.columns && a.weights_proj.rows == a.heads, "does not fit weights_proj");
+    x.check(a.heads > 0 && a.wq_b.rows % a.heads == 0, "has not as many heads");
+    const index_t width = a.wq_b.rows / a.heads;
+    x.check(width > 0 && (width & (width - 1)) == 0, "has heads of a width that is no power of two");
+    x.check(2 * a.angles.pairs <= width, "is turned by too much");
+    float *to_q = output(Argument(q, "q"), rows.count * a.wq_b.rows),
+          *to_weights = output(Argument(weights, "weights"), rows.count * a.heads);
+    nb::gil_scoped_release release;
+    index_queries(a, rows, low, to_q, to_weights);
+    return true;
+}
+
 // The weights (w1, w3, w2) of experts.
 struct ExpertWeights {
     StoredPair w1, w3, w2;
@@ -338,6 +404,8 @@ void add_composed_ops(nb::module_& m) {
     m.def("attention_inputs", &py_attention_inputs);
     m.def("attention", &py_attention);
     m.def("compressor_inputs", &py_compressor_inputs);
+    m.def("compressor_entries", &py_compressor_entries);
+    m.def("index_queries", &py_index_queries);
     m.def("moe", &py_moe);
     m.def("hc_moe", &py_hc_moe);
     m.def("block", &py_block);
