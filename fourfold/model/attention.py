@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from fourfold import kernels
 from fourfold.config import ModelConfig
-from fourfold.kernels.composed import InputArguments, SeenArguments, StreamEntry, StreamMixing
+from fourfold.kernels.composed import (
+    CompressorWeights,
+    InputArguments,
+    SeenArguments,
+    Stored,
+    StreamEntry,
+    StreamMixing,
+)
+from fourfold.kernels.formats import Rounding
 from fourfold.model.batch import ForwardBatch
 from fourfold.model.compressor import Compressor
 from fourfold.model.indexer import Indexer
-from fourfold.model.linear import GroupedLinear, Linear, RMSNorm
+from fourfold.model.linear import GroupedLinear, Kept, Linear, Noted, RMSNorm
 from fourfold.model.memory import LayerMemory
 from fourfold.model.numerics import Numerics
 
 
-class Attention(nn.Module):
+class Attention(Noted):
     """Many query heads, one shared key-value vector, partial RoPE that the output turns back, a sink logit.
 
     ratio 0: sliding window (SWA); kind "csa": window + entries chosen by the indexer; kind "hca": window +
@@ -43,8 +48,8 @@ class Attention(nn.Module):
         self.attn_sink = nn.Parameter(torch.zeros(heads))
         self.compressor = Compressor(config, ratio, width, overlapping=kind == "csa") if ratio else None
         self.indexer = Indexer(config, ratio, numerics) if kind == "csa" else None
+        self._weights_in, self._weights_out = Kept(self._to_inputs), Kept(self._to_output)
         # What forward needs, past nn.Module's lookup, which costs half a microsecond a module and token.
-        self._projections = self.wq_a, self.q_norm, self.wq_b, self.wkv, self.kv_norm, self.wo_a, self.wo_b
         self._choosing = self.compressor, self.indexer
         self._compressors: list[Compressor] = []
         if self.compressor is not None:
@@ -70,21 +75,24 @@ class Attention(nn.Module):
 
     def inputs(self, entry: StreamEntry, batch: ForwardBatch) -> InputArguments:
         """What `kernels.attention_inputs` takes after the streams, which enter as `entry` says."""
-        wq_a, q_norm, wq_b, wkv, kv_norm, _, _ = self._projections
-        to_q_a, to_q_b, to_kv = wq_a.stored, wq_b.stored, wkv.stored
-        return (
-            entry,
-            to_q_a,
-            q_norm.gain,
-            to_q_b,
-            to_kv,
-            kv_norm.gain,
-            *batch.token_angles(self.ratio > 0),
+        before, after = self._weights_in()
+        angles = batch.token_angles(self.ratio > 0)
+        return (entry, *before, *angles, *after, batch.layout.positions, self.numerics.rounding)
+
+    def _to_inputs(
+        self,
+    ) -> tuple[
+        tuple[Stored, Tensor, Stored, Stored, Tensor],
+        tuple[int, tuple[Rounding, ...], tuple[CompressorWeights, ...]],
+    ]:
+        """What `inputs` has before and after the angles."""
+        to_q_a, to_q_b, to_kv = self.wq_a.stored, self.wq_b.stored, self.wkv.stored
+        roundings = self.numerics.inputs_of(to_q_a, to_q_b, to_kv)
+        compressors = tuple([compressor.weights for compressor in self._compressors])
+        return (to_q_a, self.q_norm.gain, to_q_b, to_kv, self.kv_norm.gain), (
             self.heads,
-            self.numerics.inputs_of(to_q_a, to_q_b, to_kv),
-            tuple([compressor.weights for compressor in self._compressors]),
-            batch.layout.positions,
-            self.numerics.rounding,
+            roundings,
+            compressors,
         )
 
     def in_place(
@@ -110,25 +118,20 @@ class Attention(nn.Module):
         self, window: Tensor, entries: Tensor | None, chosen: Tensor | None, batch: ForwardBatch
     ) -> SeenArguments:
         """What `kernels.attention` takes after the queries."""
-        own: Mapping[str, Any] = self._parameters
-        by_range = entries is not None and chosen is None
-        wo_a, wo_b = self._projections[-2:]
-        to_output = wo_b.stored
-        return (
-            window,
-            batch.layout.window_range,
-            entries,
-            batch.layout.visible(self.ratio) if by_range else None,
-            chosen,
-            own["attn_sink"],
-            self.width**-0.5,
-            self.numerics.rounding,
-            *batch.token_angles(self.ratio > 0),
-            wo_a.stored,
-            self.groups,
-            to_output,
-            (wo_a.rounding, *self.numerics.inputs_of(to_output)),
-        )
+        before, after = self._weights_out()
+        layout = batch.layout
+        visible = layout.visible(self.ratio) if entries is not None and chosen is None else None
+        angles = batch.token_angles(self.ratio > 0)
+        return (window, layout.window_range, entries, visible, chosen, *before, *angles, *after)
+
+    def _to_output(
+        self,
+    ) -> tuple[tuple[Tensor, float, Rounding], tuple[Stored, int, Stored, tuple[Rounding, ...]]]:
+        """What `_seen` has before and after the angles."""
+        to_output = self.wo_b.stored
+        roundings = (self.wo_a.rounding, *self.numerics.inputs_of(to_output))
+        before = (self.attn_sink, self.width**-0.5, self.numerics.rounding)
+        return before, (self.wo_a.stored, self.groups, to_output, roundings)
 
     def _compressed(
         self, x: Tensor, qr: Tensor, rows: list[Tensor], batch: ForwardBatch, memory: LayerMemory

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +12,7 @@ from fourfold.config import ModelConfig
 from fourfold.kernels.composed import StreamEntry, StreamMixing
 from fourfold.model.attention import Attention
 from fourfold.model.batch import ForwardBatch
-from fourfold.model.linear import RMSNorm
+from fourfold.model.linear import Kept, Noted, RMSNorm
 from fourfold.model.memory import LayerMemory
 from fourfold.model.moe import MoE
 from fourfold.model.numerics import Numerics
@@ -24,7 +22,7 @@ _INIT_STAY = 4.0
 """Logit advantage with which a fresh residual stream stays itself."""
 
 
-class Block(nn.Module):
+class Block(Noted):
     """X = mHC(attention); X = mHC(MoE), on n residual streams X [B, T, n, D].  V4 report 2.2."""
 
     def __init__(
@@ -41,7 +39,7 @@ class Block(nn.Module):
         self.hc_ffn_fn, self.hc_ffn_base, self.hc_ffn_scale = _mixing_parameters(n, width)
         # What forward needs, past nn.Module's lookup, which costs half a microsecond a module and token.
         self._sublayers = self.attn, self.ffn
-        self._norms = self.attn_norm, self.ffn_norm
+        self._entries = Kept(self._to_sublayers)
         self._mixing: StreamMixing = {
             "iters": config.hc_sinkhorn_iters,
             "norm_eps": config.rms_norm_eps,
@@ -63,13 +61,11 @@ class Block(nn.Module):
         streams, x, post, comb = kernels.hc_next(y, streams, post, comb, to_ffn, **self._mixing)
         return kernels.hc_post(ffn(x, batch), streams, post, comb)
 
-    def _entries(self) -> tuple[StreamEntry, StreamEntry]:
+    def _to_sublayers(self) -> tuple[StreamEntry, StreamEntry]:
         """How the streams enter attention and the MoE."""
-        own: Mapping[str, Any] = self._parameters
-        attn_norm, ffn_norm = self._norms
         return (
-            (own["hc_attn_fn"], own["hc_attn_scale"], own["hc_attn_base"], attn_norm.gain),
-            (own["hc_ffn_fn"], own["hc_ffn_scale"], own["hc_ffn_base"], ffn_norm.gain),
+            (self.hc_attn_fn, self.hc_attn_scale, self.hc_attn_base, self.attn_norm.gain),
+            (self.hc_ffn_fn, self.hc_ffn_scale, self.hc_ffn_base, self.ffn_norm.gain),
         )
 
 

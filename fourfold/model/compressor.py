@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -12,10 +9,10 @@ from fourfold import kernels
 from fourfold.config import ModelConfig
 from fourfold.kernels.composed import CompressorWeights
 from fourfold.model.batch import ForwardBatch
-from fourfold.model.linear import INIT_STD, RMSNorm, StoredWeight
+from fourfold.model.linear import INIT_STD, Noted, RMSNorm, StoredWeight
 
 
-class Compressor(nn.Module):
+class Compressor(Noted):
     """Softmax-pools the tokens of each complete block, channel by channel, into one entry of `width`.
 
     An overlapping compressor (CSA) makes two halves of channels: an entry pools the second half of its own m
@@ -30,14 +27,11 @@ class Compressor(nn.Module):
         self.wgate = StoredWeight(channels, config.hidden_size)
         self.ape = nn.Parameter(torch.randn(ratio, channels) * INIT_STD)
         self.norm = RMSNorm(width, config.rms_norm_eps)
-        self._matrices = self.wkv, self.wgate
 
     @property
     def weights(self) -> CompressorWeights:
         """For `kernels.compressor_inputs`."""
-        wkv, wgate = self._matrices
-        own: Mapping[str, Any] = self._parameters
-        return wkv.stored, wgate.stored, own["ape"]
+        return self.wkv.stored, self.wgate.stored, self.ape
 
     def forward(self, pending: Tensor, batch: ForwardBatch) -> Tensor:
         """pending [B, L, 2C]: compressor_inputs of the held tokens and this call's -> the entries that these

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,23 +14,47 @@ from fourfold.kernels.formats import Rounding
 from fourfold.model.numerics import Numerics
 
 INIT_STD = 0.02
+T = TypeVar("T")
 
 
 class Noted(nn.Module):
-    """A module that keeps its parameters as plain attributes, too: nn.Module's own lookup costs half a
-    microsecond a parameter, layer and token."""
+    """A module that notices when one of its parameters becomes another tensor."""
+
+    changes: ClassVar[int] = 0
+    """How often that happened, in all such modules of the process."""
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         super().register_parameter(name, param)
-        self._note(self._parameters)
+        self._changed()
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Noted:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._note(self._parameters)
+        self._changed()
         return self
 
+    def _changed(self) -> None:
+        Noted.changes += 1
+        self._note(self._parameters)
+
     def _note(self, own: Mapping[str, Any]) -> None:
-        """After every change of a parameter."""
+        """Keep what is wanted of them as plain attributes: nn.Module's own lookup costs half a microsecond a
+        parameter, layer and token."""
+
+
+class Kept(Generic[T]):
+    """What `make` makes of parameters, made once: until one of any `Noted` module becomes another tensor."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._at = -1
+        self._value: T
+
+    def __call__(self) -> T:
+        if self._at != Noted.changes:
+            at = Noted.changes  # before: another thread may exchange a parameter meanwhile
+            self._value = self._make()
+            self._at = at
+        return self._value
 
 
 class StoredWeight(Noted):

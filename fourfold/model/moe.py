@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from fourfold import kernels
 from fourfold.config import ModelConfig
 from fourfold.kernels.composed import ExpertWeights, MoeArguments
+from fourfold.kernels.formats import Rounding
 from fourfold.model.batch import ForwardBatch, Routing
 from fourfold.model.experts import ExpertSource, Resident
-from fourfold.model.linear import INIT_STD, Linear, StoredWeight
+from fourfold.model.linear import INIT_STD, Kept, Linear, Noted, StoredWeight
 from fourfold.model.numerics import Numerics
 
 
-class Gate(nn.Module):
+class Gate(Noted):
     """Chooses K experts a token.  Hash layers look them up by token id (tid2eid [V, K]); the others take the
     best scores plus a bias that only selects.  V4 report 2.1.
     """
@@ -126,6 +127,7 @@ class MoE(nn.Module):
         self.experts = Experts(config, numerics)
         self.shared_experts = SharedExpert(config, numerics)
         self._parts = self.gate, self.experts, self.shared_experts
+        self._weights = Kept(self._arguments)
 
     @property
     def source(self) -> ExpertSource:
@@ -139,20 +141,20 @@ class MoE(nn.Module):
 
     def arguments(self, ids: Tensor) -> MoeArguments:
         """For `kernels.moe`.  ids [B, T]."""
+        router, rest = self._weights()
+        return (*router, self._parts[0].known(ids), *rest)
+
+    def _arguments(
+        self,
+    ) -> tuple[
+        tuple[Tensor, Tensor | None],
+        tuple[int, float, ExpertWeights, ExpertWeights, float, tuple[Rounding, ...]],
+    ]:
+        """What `arguments` has before and after the experts that are known."""
         gate, experts, shared = self._parts
-        weight, bias = gate.learned
         routed, alone = experts.stored, shared.stored
-        return (
-            weight,
-            bias,
-            gate.known(ids),
-            gate.k,
-            gate.scaling,
-            routed,
-            alone,
-            experts.limit,
-            experts.numerics.inputs_of(routed[0], alone[0]),
-        )
+        roundings = experts.numerics.inputs_of(routed[0], alone[0])
+        return gate.learned, (gate.k, gate.scaling, routed, alone, experts.limit, roundings)
 
     def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         """x [B, T, D] -> [B, T, D], part by part."""
