@@ -37,6 +37,16 @@ class Batch:
         """The same batch on `device`."""
         return Batch(**{name: value.to(device) for name, value in vars(self).items()})
 
+    def split(self, parts: int) -> list[Batch]:
+        """The same rows in `parts` batches of equally many."""
+        cuts = {name: value.chunk(parts) for name, value in vars(self).items()}
+        return [Batch(**{name: cut[i] for name, cut in cuts.items()}) for i in range(parts)]
+
+    @property
+    def learnt(self) -> int:
+        """Positions that have a target."""
+        return int((self.targets != IGNORE).sum())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:

@@ -11,7 +11,7 @@ from typing import TextIO
 
 COLUMNS = (
     "step", "seconds", "tokens", "share", "lr", "loss", "mtp_loss", "balance", "indexer_loss", "grad_norm",
-    "max_load", "tokens_per_second", "held_out_loss", "rounded",
+    "max_load", "tokens_per_second", "held_out_loss", "rounded", "anticipated",
 )  # fmt: skip
 
 
