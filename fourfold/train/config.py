@@ -140,6 +140,28 @@ class LossSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistilSection:
+    """[distil]: learning from another model's logits, not from the text alone.
+
+    teacher: folder of a V4 checkpoint, or of a causal language model of transformers, with the same
+        tokenizer; "" distils nothing.
+    share: of the divergence in the next-token loss; the rest is cross-entropy with the text.
+    direction: "forward", KL(teacher || student), or "reverse".
+    top_k: tokens of the teacher that count one by one, all others as one; 0 is the whole vocabulary.
+    temperature: divides the logits of both.
+    cache: folder that keeps the teacher's hidden states, so that it is asked once about each sample; "" asks
+        it in every step.
+    """
+
+    teacher: str = ""
+    share: float = 0.9
+    direction: str = "forward"
+    top_k: int = 0
+    temperature: float = 1.0
+    cache: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StabilitySection:
     """[stability]: Anticipatory Routing after a spike of the loss (see anticipation.py).
 
@@ -214,6 +236,7 @@ class TrainConfig:
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     loss: LossSection = field(default_factory=LossSection)
+    distil: DistilSection = field(default_factory=DistilSection)
     stability: StabilitySection = field(default_factory=StabilitySection)
     quantisation: QuantisationSection = field(default_factory=QuantisationSection)
 
@@ -301,6 +324,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.kind": ("v4", "dense"),
     "data.loss_on": ("all", "answers"),
     "optimizer.matrices": ("muon", "adamw"),
+    "distil.direction": ("forward", "reverse"),
     "schedule.kind": ("cosine", "wsd", "constant"),
     "quantisation.experts": ("fp4", "fp8", "bf16"),
     "quantisation.linears": ("fp8", "bf16"),
@@ -312,6 +336,7 @@ SHARES = (
     "schedule.final",
     "loss.mtp_final_from",
     "loss.dense_until",
+    "distil.share",
     "run.ema",
     "quantisation.start",
     "data.held_out_share",
@@ -345,6 +370,13 @@ def _check(config: TrainConfig) -> None:
     for key in POSITIVE:
         if value(key) < 1:
             raise ConfigError(f"{key} is {value(key)}; it must be at least 1")
+    if config.distil.temperature <= 0 or config.distil.top_k < 0:
+        raise ConfigError(
+            f"distil.temperature is {config.distil.temperature:g} and distil.top_k {config.distil.top_k}; "
+            "the first must be above 0, the second at least 0"
+        )
+    if config.distil.teacher and config.model.kind != "v4":
+        raise ConfigError(f"distil.teacher is given with model.kind {config.model.kind!r}; allowed: v4")
     if config.data.batch_size % config.data.accumulate:
         raise ConfigError(
             f"data.accumulate is {config.data.accumulate}, which does not divide the "

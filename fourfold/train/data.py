@@ -115,6 +115,10 @@ class PackedData:
         """Tokens of one epoch, weights counted."""
         return round(sum(len(sample.ids) * sample.weight for sample in self.samples))
 
+    def pieces(self) -> list[np.ndarray]:
+        """The ids, int32 [n], of all that its rows are made of."""
+        return [p.ids for sample in self.samples for p in cut(sample, self.length, self.answers_only)]
+
     def epoch_rows(self, epoch: int) -> list[list[Piece]]:
         """All rows of an epoch: samples repeated by weight, shuffled, packed."""
         if self._rows_of != epoch:

@@ -17,10 +17,11 @@ from fourfold.config import ModelConfig
 from fourfold.errors import ConfigError, TrainError
 from fourfold.model.numerics import Numerics
 from fourfold.model.transformer import Transformer
+from fourfold.tokenizer import Tokenizer
 from fourfold.train import checkpoint
 from fourfold.train.anticipation import Anticipation, follow, note
 from fourfold.train.config import TrainConfig
-from fourfold.train.data import Batch
+from fourfold.train.data import Batch, PackedData
 from fourfold.train.dense import Dense
 from fourfold.train.finish import export
 from fourfold.train.fused import Fused, every_visible
@@ -28,6 +29,7 @@ from fourfold.train.indexer import IndexerLoss
 from fourfold.train.initialise import initialise
 from fourfold.train.losses import head_cross_entropy, sequence_balance, update_bias
 from fourfold.train.recompute import recompute_blocks
+from fourfold.train.record import Progress
 from fourfold.weights.names import checkpoint_spec, parameter_of
 
 Function = Callable[..., Any]
@@ -45,6 +47,10 @@ class Objective(Protocol):
 
     def describe(self) -> str:
         """One line for the start of a run."""
+        ...
+
+    def prepare(self, data: PackedData, progress: Progress) -> None:
+        """What is done once, before the first step."""
         ...
 
     def loss(self, batch: Batch, share: float, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -72,8 +78,9 @@ class Objective(Protocol):
         ...
 
 
-def build_objective(config: TrainConfig, token_count: int, device: torch.device) -> Objective:
+def build_objective(config: TrainConfig, tokenizer: Tokenizer, device: torch.device) -> Objective:
     """The objective of [model], initialised.  ConfigError: the tokenizer has ids that the model lacks."""
+    token_count = tokenizer.vocab_size
     model_config = ModelConfig.from_file(config.model.config)
     if token_count > model_config.vocab_size:
         raise ConfigError(
@@ -83,6 +90,10 @@ def build_objective(config: TrainConfig, token_count: int, device: torch.device)
     torch.manual_seed(config.model.seed)
     if config.model.kind == "dense":
         return DenseObjective(config, model_config, device)
+    if config.distil.teacher:
+        from fourfold.train.distil import DistilObjective  # which is one of these
+
+        return DistilObjective(config, model_config, tokenizer, device)
     return V4Objective(config, model_config, device)
 
 
@@ -94,6 +105,9 @@ class _Common:
         self.module = module
         self.formats: Mapping[str, str] = {}
         self.dtype = getattr(torch, config.run.dtype)
+
+    def prepare(self, data: PackedData, progress: Progress) -> None:
+        return
 
     def masters(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in self.module.state_dict().items()}
@@ -156,8 +170,7 @@ class V4Objective(_Common):
         with kernels.replaced(batch.ids.device.type, self._in_use):
             hidden, guess, routing = self.model.hidden(batch.ids, batch.segments, mtp=guesses)
         head = self.model.head.weight
-        total = head_cross_entropy(hidden, head, batch.targets, self.dtype)
-        values = {"loss": total.item()}
+        total, values = self._next_token(hidden, batch)
         if guess is not None:
             mtp = head_cross_entropy(guess, head, batch.targets2, self.dtype)
             values["mtp_loss"] = mtp.item()
@@ -173,6 +186,11 @@ class V4Objective(_Common):
             total = total + weights.balance * balance
         self._chosen.append([r.indices for r in routing])
         return total, values
+
+    def _next_token(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """The main loss from the head's input [B, T, D], and its columns."""
+        total = head_cross_entropy(hidden, self.model.head.weight, batch.targets, self.dtype)
+        return total, {"loss": total.item()}
 
     def _operations(self, batch: Batch, share: float) -> dict[str, Function]:
         """What runs this batch: dense attention at first, older weights' choice of experts after a spike."""

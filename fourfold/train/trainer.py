@@ -63,7 +63,7 @@ class Trainer:
         self.dtype = getattr(torch, config.run.dtype)
         encoder = Encoder(config.data.tokenizer)
         self.data, self.held_out = _datasets(config, encoder)
-        self.objective: Objective = build_objective(config, encoder.tokenizer.vocab_size, self.device)
+        self.objective: Objective = build_objective(config, encoder.tokenizer, self.device)
         self.optimizer = Optimizer(self.objective.module.named_parameters(), config.optimizer)
         self.parameters = dict(self.objective.module.named_parameters())
         self.average = Average(self.parameters, config.run.ema)
@@ -129,6 +129,7 @@ class Trainer:
             f"fourfold: {len(self.data.samples):,} samples, {self.data.tokens():,} tokens an epoch; "
             f"{begin} in {self.folder}"
         )
+        self.objective.prepare(self.data, self.progress)
         values: dict[str, float] = {}
         held_out: float | None = None
         while self.share < 1.0:
