@@ -120,9 +120,8 @@ def test_cache_is_filled_once_and_goes_on_after_a_kill(
     with (cache.folder / "index.jsonl").open("a") as file:
         file.write('["half a li')
 
-    again = CachedTeacher(
-        cache.folder, json.loads((cache.folder / "teacher.json").read_text())["teacher"], cache._open
-    )
+    name = json.loads((cache.folder / "teacher.json").read_text())["teacher"]
+    again = CachedTeacher(cache.folder, name, cache._open)
     left = again.missing(samples)
     assert len(left) == len(samples) - 5
     again.fill(left, torch.device("cpu"), lambda done: None)
