@@ -1,8 +1,8 @@
 """Anticipatory Routing: after a spike of the loss, experts are chosen by the weights of some steps ago.
 
 A spike feeds on itself where the routers learn from outliers that their own choice made; taking the choice
-from older weights cuts that loop, while everything else, the routers' scores included, goes on learning (V4
-report 2.4). A step that spikes is not taken.
+from older weights cuts that loop, while everything else, the routers' scores included, goes on learning, as
+in the published training. A step that spikes is not taken.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Divergence:
     top_k: only the teacher's k most likely tokens count one by one, all others as one; 0 is the whole
     vocabulary.
     temperature: divides the logits of both in the KL, which is multiplied by its square, so that gradients
-    keep their size.  V4 report 5.2; Hinton et al. 2015.
+    keep their size.  Hinton et al. 2015.
     """
 
     share: float

@@ -1,7 +1,7 @@
 """Who is distilled from: a model that gives its last hidden states, which its head turns into logits.
 
 Hidden states and not logits, because they are what can be kept: at V4's width and vocabulary they take a
-thirtieth of the room (V4 report 5.2).
+thirtieth of the room.
 """
 
 from __future__ import annotations
