@@ -20,7 +20,9 @@ DOCUMENTS = [
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-COMMANDS = ("chat", "generate", "inspect", "plan", "bench", "verify", "export", "synth", "train", "kernels")
+COMMANDS = (
+    "chat", "generate", "inspect", "plan", "bench", "verify", "export", "synth", "train", "eval", "kernels",
+)  # fmt: skip
 
 SECTION = r"\d(?:\.\d+)+(?:, eq\. \d+(?:-\d+)?)?"
 CITATION = re.compile(rf"V4 report ({SECTION}(?:(?:; | and |, and ){SECTION})*)")

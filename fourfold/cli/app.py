@@ -9,6 +9,7 @@ import typer
 import fourfold
 from fourfold.cli.bench import bench
 from fourfold.cli.chat import chat
+from fourfold.cli.evaluate import evaluate
 from fourfold.cli.export import export
 from fourfold.cli.generate import generate
 from fourfold.cli.inspect import inspect
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 for command in (chat, generate, inspect, plan, bench, verify, export, synth, train, kernels):
     app.command()(command)
+app.command("eval")(evaluate)
 
 
 def _version(wanted: bool) -> None:

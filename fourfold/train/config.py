@@ -59,6 +59,7 @@ class DataSection:
     files: what is trained on.   held_out: what is only evaluated on (same form).
     held_out_share: share of every training file that is put aside when `held_out` is empty.
     sequence_length: tokens of a row (T).   batch_size: rows of a step (B).
+    accumulate: parts that a step's rows are computed in, one after the other, where memory does not hold all.
     loss_on: "all" tokens, or "answers": only what follows the assistant mark.
     seed: of the shuffling.
     """
@@ -69,6 +70,7 @@ class DataSection:
     held_out_share: float = 0.01
     sequence_length: int = 256
     batch_size: int = 16
+    accumulate: int = 1
     loss_on: str = "all"
     seed: int = 0
 
@@ -122,6 +124,8 @@ class LossSection:
     balance: of the sequence-wise expert balance loss.   bias_update: step of gate.bias against the load.
     indexer: of the indexers' own loss (see indexer.py); 0 leaves the indexers as they are.
     indexer_every: it is computed on every n-th step only (its weight is multiplied by n).
+    dense_until: share of the budget up to which attention sees every compressed entry, whatever the
+        indexers choose.
     """
 
     mtp: float = 0.3
@@ -132,6 +136,43 @@ class LossSection:
     bias_update: float = 1e-3
     indexer: float = 0.0
     indexer_every: int = 1
+    dense_until: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilSection:
+    """[distil]: learning from another model's logits, not from the text alone.
+
+    teacher: folder of a V4 checkpoint, or of a causal language model of transformers, with the same
+        tokenizer; "" distils nothing.
+    share: of the divergence in the next-token loss; the rest is cross-entropy with the text.
+    direction: "forward", KL(teacher || student), or "reverse".
+    top_k: tokens of the teacher that count one by one, all others as one; 0 is the whole vocabulary.
+    temperature: divides the logits of both.
+    cache: folder that keeps the teacher's hidden states, so that it is asked once about each sample; "" asks
+        it in every step.
+    """
+
+    teacher: str = ""
+    share: float = 0.9
+    direction: str = "forward"
+    top_k: int = 0
+    temperature: float = 1.0
+    cache: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StabilitySection:
+    """[stability]: Anticipatory Routing after a spike of the loss (see anticipation.py).
+
+    spike: standard deviations above the mean of recent losses that count as one; 0 never looks.
+    lag: steps between the copies of the weights that choose experts after a spike.
+    hold: steps for which they choose.
+    """
+
+    spike: float = 0.0
+    lag: int = 20
+    hold: int = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +201,10 @@ class RunSection:
     dtype: "float32" or "bfloat16" (autocast over float32 masters).
     device: where the model lies.   threads: CPU threads; 0 leaves torch's choice.
     compile: hand the blocks to torch.compile.
+    recompute: keep no activations inside blocks, compute them again in the backward pass: a third more
+        arithmetic for a fraction of the memory.
+    ema: decay a step of the moving average of the weights that is evaluated and exported; 0: the weights
+        themselves.
     export: write the official layout to dir/export at the end.
     """
 
@@ -176,6 +221,8 @@ class RunSection:
     device: str = "cpu"
     threads: int = 0
     compile: bool = False
+    recompute: bool = False
+    ema: float = 0.0
     export: bool = True
 
 
@@ -189,6 +236,8 @@ class TrainConfig:
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     loss: LossSection = field(default_factory=LossSection)
+    distil: DistilSection = field(default_factory=DistilSection)
+    stability: StabilitySection = field(default_factory=StabilitySection)
     quantisation: QuantisationSection = field(default_factory=QuantisationSection)
 
     @classmethod
@@ -275,6 +324,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.kind": ("v4", "dense"),
     "data.loss_on": ("all", "answers"),
     "optimizer.matrices": ("muon", "adamw"),
+    "distil.direction": ("forward", "reverse"),
     "schedule.kind": ("cosine", "wsd", "constant"),
     "quantisation.experts": ("fp4", "fp8", "bf16"),
     "quantisation.linears": ("fp8", "bf16"),
@@ -285,12 +335,18 @@ SHARES = (
     "schedule.decay",
     "schedule.final",
     "loss.mtp_final_from",
+    "loss.dense_until",
+    "distil.share",
+    "run.ema",
     "quantisation.start",
     "data.held_out_share",
 )
 POSITIVE = (
     "data.sequence_length",
     "data.batch_size",
+    "data.accumulate",
+    "stability.lag",
+    "stability.hold",
     "loss.mtp_every",
     "loss.indexer_every",
     "run.keep",
@@ -314,6 +370,18 @@ def _check(config: TrainConfig) -> None:
     for key in POSITIVE:
         if value(key) < 1:
             raise ConfigError(f"{key} is {value(key)}; it must be at least 1")
+    if config.distil.temperature <= 0 or config.distil.top_k < 0:
+        raise ConfigError(
+            f"distil.temperature is {config.distil.temperature:g} and distil.top_k {config.distil.top_k}; "
+            "the first must be above 0, the second at least 0"
+        )
+    if config.distil.teacher and config.model.kind != "v4":
+        raise ConfigError(f"distil.teacher is given with model.kind {config.model.kind!r}; allowed: v4")
+    if config.data.batch_size % config.data.accumulate:
+        raise ConfigError(
+            f"data.accumulate is {config.data.accumulate}, which does not divide the "
+            f"{config.data.batch_size} rows of data.batch_size"
+        )
     steps = config.optimizer.steps
     if len(steps) != 2 or min(steps) < 0:
         raise ConfigError(

@@ -37,6 +37,16 @@ class Batch:
         """The same batch on `device`."""
         return Batch(**{name: value.to(device) for name, value in vars(self).items()})
 
+    def split(self, parts: int) -> list[Batch]:
+        """The same rows in `parts` batches of equally many."""
+        cuts = {name: value.chunk(parts) for name, value in vars(self).items()}
+        return [Batch(**{name: cut[i] for name, cut in cuts.items()}) for i in range(parts)]
+
+    @property
+    def learnt(self) -> int:
+        """Positions that have a target."""
+        return int((self.targets != IGNORE).sum())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
@@ -104,6 +114,10 @@ class PackedData:
     def tokens(self) -> int:
         """Tokens of one epoch, weights counted."""
         return round(sum(len(sample.ids) * sample.weight for sample in self.samples))
+
+    def pieces(self) -> list[np.ndarray]:
+        """The ids, int32 [n], of all that its rows are made of."""
+        return [p.ids for sample in self.samples for p in cut(sample, self.length, self.answers_only)]
 
     def epoch_rows(self, epoch: int) -> list[list[Piece]]:
         """All rows of an epoch: samples repeated by weight, shuffled, packed."""

@@ -136,6 +136,11 @@ def routed_experts(
     return results.index_select(0, back).unflatten(0, (-1, count)).float().sum(1)
 
 
+def every_visible(q: Tensor, weights: Tensor, keys: Tensor, visible: Tensor, k: int) -> Tensor:
+    """`kernels.index_topk` that leaves nothing out: [B, T, S], -1 where an entry is not visible."""
+    return torch.arange(keys.shape[1], device=q.device).where(~_outside(visible, keys.shape[1]), -1)
+
+
 class Fused:
     """The operations, handed to torch.compile if `length`, the tokens of a row, is given.
 

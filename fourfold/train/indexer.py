@@ -7,6 +7,8 @@ it: the indexer reads its inputs detached.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,6 +44,20 @@ class IndexerLoss:
         self.active = False
         losses, self._losses = self._losses, []
         return torch.stack(losses).mean() if losses else None
+
+    @contextmanager
+    def apart(self, active: bool) -> Iterator[list[Tensor]]:
+        """Collect, if `active`, into the list given and not for `take`."""
+        before = self.active, self._losses, self._scores
+        self.active, self._losses, self._scores = active, [], None
+        try:
+            yield self._losses
+        finally:
+            self.active, self._losses, self._scores = before
+
+    def add(self, losses: list[Tensor]) -> None:
+        """Take in what was collected apart."""
+        self._losses += losses
 
     def _before(self, indexer: nn.Module, inputs: tuple[Any, ...]) -> None:
         if not self.active:

@@ -5,9 +5,9 @@ The trainer knows nothing else, so another objective (distillation, say) is anot
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,26 +17,40 @@ from fourfold.config import ModelConfig
 from fourfold.errors import ConfigError, TrainError
 from fourfold.model.numerics import Numerics
 from fourfold.model.transformer import Transformer
+from fourfold.tokenizer import Tokenizer
 from fourfold.train import checkpoint
+from fourfold.train.anticipation import Anticipation, follow, note
 from fourfold.train.config import TrainConfig
-from fourfold.train.data import Batch
+from fourfold.train.data import Batch, PackedData
 from fourfold.train.dense import Dense
 from fourfold.train.finish import export
-from fourfold.train.fused import Fused
+from fourfold.train.fused import Fused, every_visible
 from fourfold.train.indexer import IndexerLoss
 from fourfold.train.initialise import initialise
 from fourfold.train.losses import head_cross_entropy, sequence_balance, update_bias
+from fourfold.train.recompute import recompute_blocks
+from fourfold.train.record import Progress
 from fourfold.weights.names import checkpoint_spec, parameter_of
+
+Function = Callable[..., Any]
 
 
 class Objective(Protocol):
-    """module: what the optimiser sees.  formats: parameter name -> "fp4", "fp8" or "bf16" of its export."""
+    """module: what the optimiser sees.  formats: parameter name -> "fp4", "fp8" or "bf16" of its export.
+
+    anticipation: what watches for spikes of the loss.
+    """
 
     module: nn.Module
     formats: Mapping[str, str]
+    anticipation: Anticipation
 
     def describe(self) -> str:
         """One line for the start of a run."""
+        ...
+
+    def prepare(self, data: PackedData, progress: Progress) -> None:
+        """What is done once, before the first step."""
         ...
 
     def loss(self, batch: Batch, share: float, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -64,8 +78,9 @@ class Objective(Protocol):
         ...
 
 
-def build_objective(config: TrainConfig, token_count: int, device: torch.device) -> Objective:
+def build_objective(config: TrainConfig, tokenizer: Tokenizer, device: torch.device) -> Objective:
     """The objective of [model], initialised.  ConfigError: the tokenizer has ids that the model lacks."""
+    token_count = tokenizer.vocab_size
     model_config = ModelConfig.from_file(config.model.config)
     if token_count > model_config.vocab_size:
         raise ConfigError(
@@ -75,6 +90,10 @@ def build_objective(config: TrainConfig, token_count: int, device: torch.device)
     torch.manual_seed(config.model.seed)
     if config.model.kind == "dense":
         return DenseObjective(config, model_config, device)
+    if config.distil.teacher:
+        from fourfold.train.distil import DistilObjective  # which is one of these
+
+        return DistilObjective(config, model_config, tokenizer, device)
     return V4Objective(config, model_config, device)
 
 
@@ -86,6 +105,9 @@ class _Common:
         self.module = module
         self.formats: Mapping[str, str] = {}
         self.dtype = getattr(torch, config.run.dtype)
+
+    def prepare(self, data: PackedData, progress: Progress) -> None:
+        return
 
     def masters(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in self.module.state_dict().items()}
@@ -100,9 +122,12 @@ class _Common:
                 raise TrainError(f"{source}: {name} has shape {found}, the model needs {needed}")
             value.copy_(tensors[name])
 
-    def _start_from(self, folder: str) -> None:
-        if folder:
+    def _begin(self) -> None:
+        """Weights to start from, and what watches them."""
+        initialise(self.module, self.config.model.init_std)
+        if folder := self.config.model.init_from:
             self.load_masters(checkpoint.load(Path(folder))[0], Path(folder))
+        self.anticipation = Anticipation(dict(self.module.named_parameters()), self.config.stability)
 
 
 class V4Objective(_Common):
@@ -122,11 +147,13 @@ class V4Objective(_Common):
         fused.watch = self.indexers.seen
         # Batches of an evaluation vary in size, and compiling for each size costs more than it saves.
         self.evaluation_operations = Fused().operations
-        initialise(model, config.model.init_std)
-        self._start_from(config.model.init_from)
+        if config.run.recompute:
+            recompute_blocks(model, self.indexers, lambda: self._in_use)
+        self._begin()
         gates = [block.ffn.gate for block in (*model.layers, *model.mtp)]
         self.biases = [gate.bias for gate in gates if not gate.hashed]
-        self._chosen: list[Tensor] = []
+        self._chosen: list[list[Tensor]] = []
+        self._in_use: Mapping[str, Function] = self.operations
 
     def describe(self) -> str:
         total = sum(p.numel() for p in self.model.parameters())
@@ -139,11 +166,11 @@ class V4Objective(_Common):
         guesses = mtp_weight > 0 and bool(self.model.mtp) and step % weights.mtp_every == 0
         if weights.indexer > 0 and step % weights.indexer_every == 0:
             self.indexers.start()
-        with kernels.replaced(batch.ids.device.type, self.operations):
+        self._in_use = self._operations(batch, share)
+        with kernels.replaced(batch.ids.device.type, self._in_use):
             hidden, guess, routing = self.model.hidden(batch.ids, batch.segments, mtp=guesses)
         head = self.model.head.weight
-        total = head_cross_entropy(hidden, head, batch.targets, self.dtype)
-        values = {"loss": total.item()}
+        total, values = self._next_token(hidden, batch)
         if guess is not None:
             mtp = head_cross_entropy(guess, head, batch.targets2, self.dtype)
             values["mtp_loss"] = mtp.item()
@@ -157,8 +184,26 @@ class V4Objective(_Common):
             balance = torch.stack([sequence_balance(r.scores, r.indices, rows) for r in routing]).mean()
             values["balance"] = balance.item()
             total = total + weights.balance * balance
-        self._chosen = [r.indices for r in routing]
+        self._chosen.append([r.indices for r in routing])
         return total, values
+
+    def _next_token(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """The main loss from the head's input [B, T, D], and its columns."""
+        total = head_cross_entropy(hidden, self.model.head.weight, batch.targets, self.dtype)
+        return total, {"loss": total.item()}
+
+    def _operations(self, batch: Batch, share: float) -> dict[str, Function]:
+        """What runs this batch: dense attention at first, older weights' choice of experts after a spike."""
+        used = dict(self.operations)
+        if share < self.config.loss.dense_until:
+            used["index_topk"] = every_visible
+        if self.anticipation.active:
+            chosen: dict[int, Tensor] = {}
+            noting = kernels.replaced(batch.ids.device.type, used | note(chosen))
+            with self.anticipation.older_weights(), noting:
+                self.model.hidden(batch.ids, batch.segments, mtp=bool(self.model.mtp))
+            used |= follow(chosen)
+        return used
 
     def evaluate(self, batch: Batch) -> float:
         with kernels.replaced(batch.ids.device.type, self.evaluation_operations):
@@ -167,7 +212,9 @@ class V4Objective(_Common):
 
     def after_step(self) -> dict[str, float]:
         step = self.config.loss.bias_update
-        loads = [update_bias(bias.data, chosen, step) for bias, chosen in zip(self.biases, self._chosen)]  # noqa: B905
+        layers = [torch.cat(parts) for parts in zip(*self._chosen, strict=True)]
+        # The MTP block, which is last, does not run in every step.
+        loads = [update_bias(bias.data, chosen, step) for bias, chosen in zip(self.biases, layers)]  # noqa: B905
         self._chosen = []
         return {"max_load": max(loads, default=0.0)}
 
@@ -181,8 +228,7 @@ class DenseObjective(_Common):
     def __init__(self, config: TrainConfig, model_config: ModelConfig, device: torch.device) -> None:
         self.model = Dense(model_config, active_parameters(model_config)).to(device)
         super().__init__(config, self.model)
-        initialise(self.model, config.model.init_std)
-        self._start_from(config.model.init_from)
+        self._begin()
 
     def describe(self) -> str:
         return f"dense yardstick, {sum(p.numel() for p in self.model.parameters()) / 1e6:.1f}M parameters"

@@ -157,9 +157,13 @@ class Optimizer:
             torch._foreach_mul_(gradients, float(clip / norm))
         self.muon.step(factor * self.settings.lr)
         self.adamw.step(factor * self.settings.adamw_lr)
+        self.drop()
+        return float(norm)
+
+    def drop(self) -> None:
+        """Forget the gradients."""
         for parameter in self.parameters:
             parameter.grad = None
-        return float(norm)
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to keep, by name."""

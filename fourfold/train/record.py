@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TextIO
 
 COLUMNS = (
-    "step", "seconds", "tokens", "share", "lr", "loss", "mtp_loss", "balance", "indexer_loss", "grad_norm",
-    "max_load", "tokens_per_second", "held_out_loss", "rounded",
+    "step", "seconds", "tokens", "share", "lr", "loss", "kl", "mtp_loss", "balance", "indexer_loss",
+    "grad_norm", "max_load", "tokens_per_second", "held_out_loss", "rounded", "anticipated",
 )  # fmt: skip
 
 
@@ -114,6 +114,15 @@ class Progress:
             self._bar.update(self._task, completed=values["share"], description=text)
         elif values["step"] % self.every == 0:
             self.say(f"{values['share']:6.1%} · {text} · lr {values['lr']:.2e}")
+
+    def part(self, name: str, done: int, total: int) -> None:
+        """Show how far something before the first step is."""
+        if self._bar is not None:
+            self._bar.update(
+                self._task, completed=done / total, description=f"{name}: {done:,} of {total:,} tokens"
+            )
+        elif done == total:
+            self.say(f"{name}: {total:,} tokens")
 
     def say(self, text: str) -> None:
         """One line for the reader, above the bar if there is one."""

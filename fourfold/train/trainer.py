@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -12,10 +13,12 @@ import torch
 
 from fourfold.errors import TrainError
 from fourfold.train import checkpoint
+from fourfold.train.anticipation import Anticipation
+from fourfold.train.average import Average
 from fourfold.train.checkpoint import RunState
 from fourfold.train.config import TrainConfig
 from fourfold.train.corpus import Encoder, read_samples, split
-from fourfold.train.data import IGNORE, PackedData
+from fourfold.train.data import Batch, PackedData
 from fourfold.train.objective import Objective, build_objective
 from fourfold.train.optim import Optimizer
 from fourfold.train.quantise import rounded_weights
@@ -60,9 +63,10 @@ class Trainer:
         self.dtype = getattr(torch, config.run.dtype)
         encoder = Encoder(config.data.tokenizer)
         self.data, self.held_out = _datasets(config, encoder)
-        self.objective: Objective = build_objective(config, encoder.tokenizer.vocab_size, self.device)
+        self.objective: Objective = build_objective(config, encoder.tokenizer, self.device)
         self.optimizer = Optimizer(self.objective.module.named_parameters(), config.optimizer)
         self.parameters = dict(self.objective.module.named_parameters())
+        self.average = Average(self.parameters, config.run.ema)
         self.state = self._resume()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.metrics = Metrics(self.folder / "metrics.csv", self.state.step)
@@ -83,7 +87,8 @@ class Trainer:
         model, optimizer, state = checkpoint.load(found[-1])
         self.objective.load_masters(model, found[-1])
         try:
-            self.optimizer.load(optimizer)
+            for part in self._stateful():
+                part.load(optimizer)
         except (KeyError, RuntimeError) as error:
             raise TrainError(
                 f"{found[-1]} was trained with another optimizer or model: {error}; "
@@ -104,6 +109,10 @@ class Trainer:
         used = self.state.step / run.steps if run.steps else self.state.seconds / run.seconds
         return min(used, 1.0)
 
+    def _stateful(self) -> tuple[Optimizer, Average, Anticipation]:
+        """Whose state a checkpoint keeps beside the weights."""
+        return self.optimizer, self.average, self.objective.anticipation
+
     def _rounded(self) -> AbstractContextManager[None]:
         if self.share >= self.config.quantisation.start:
             return rounded_weights(self.parameters, self.objective.formats)
@@ -120,6 +129,7 @@ class Trainer:
             f"fourfold: {len(self.data.samples):,} samples, {self.data.tokens():,} tokens an epoch; "
             f"{begin} in {self.folder}"
         )
+        self.objective.prepare(self.data, self.progress)
         values: dict[str, float] = {}
         held_out: float | None = None
         while self.share < 1.0:
@@ -149,26 +159,33 @@ class Trainer:
         share, number = self.share, self.state.step
         batch = self.data.next().to(self.device)
         begun = time.perf_counter()
-        with self._rounded():
-            with self._autocast():
-                loss, values = self.objective.loss(batch, share, number)
-            loss.backward()
-        if not torch.isfinite(loss):
+        anticipation = self.objective.anticipation
+        anticipated = anticipation.active
+        values = self._gradients(batch, share, number)
+        if not math.isfinite(values["loss"]):
             raise TrainError(
-                f"the loss is {loss.item()} at step {number}; lower optimizer.lr and continue from the last "
-                "checkpoint"
+                f"the loss is {values['loss']} at step {number}; lower optimizer.lr and continue from the "
+                "last checkpoint"
             )
         factor = rate(self.config.schedule, share if share > 0 else 1e-3 * self.config.schedule.warmup)
-        values["grad_norm"] = self.optimizer.step(factor)
+        if anticipation.spiked(values["loss"]):
+            self.progress.say(
+                f"step {number}: the loss rose to {values['loss']:.3f}; the step is left out and older "
+                f"weights choose the experts for {self.config.stability.hold} steps"
+            )
+            self.optimizer.drop()
+        else:
+            values["grad_norm"] = self.optimizer.step(factor)
         values |= self.objective.after_step()
-        learnt = int((batch.targets != IGNORE).sum())
+        self.average.update()
+        anticipation.after_step(number + 1)
         seconds = time.perf_counter() - self._started
         epoch, row = self.data.position
         self.state = replace(
             self.state,
             step=number + 1,
             seconds=seconds,
-            tokens=self.state.tokens + learnt,
+            tokens=self.state.tokens + batch.learnt,
             epoch=epoch,
             row=row,
         )
@@ -180,7 +197,21 @@ class Trainer:
             "lr": factor * self.config.optimizer.lr,
             "tokens_per_second": batch.ids.numel() / (time.perf_counter() - begun),
             "rounded": float(share >= self.config.quantisation.start),
+            "anticipated": float(anticipated),
         }
+
+    def _gradients(self, batch: Batch, share: float, number: int) -> dict[str, float]:
+        """Gradients of the whole batch, part by part; the parts' numbers weighted like their losses."""
+        values: dict[str, float] = {}
+        with self._rounded():
+            for part in batch.split(self.config.data.accumulate):
+                weight = part.learnt / max(batch.learnt, 1)
+                with self._autocast():
+                    loss, numbers = self.objective.loss(part, share, number)
+                (loss * weight).backward()
+                for name, value in numbers.items():
+                    values[name] = values.get(name, 0.0) + weight * value
+        return values
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -189,22 +220,22 @@ class Trainer:
         rows = self.held_out.epoch_rows(0)
         size = self.config.data.batch_size
         total, count = 0.0, 0
-        with self._rounded(), self._autocast():
+        with self.average.applied(), self._rounded(), self._autocast():
             for start in range(0, min(len(rows), size * self.config.run.eval_batches), size):
                 batch = self.held_out.batch(rows[start : start + size]).to(self.device)
-                targets = int((batch.targets != IGNORE).sum())
-                total += self.objective.evaluate(batch) * targets
-                count += targets
+                total += self.objective.evaluate(batch) * batch.learnt
+                count += batch.learnt
         return total / max(count, 1)
 
     def save(self) -> Path:
         """Write a checkpoint now."""
         self._saved_at = self.state.seconds
         masters = self.objective.masters()
+        kept = {name: value for part in self._stateful() for name, value in part.state().items()}
         return checkpoint.save(
             self.folder,
             masters,
-            self.optimizer.state(),
+            kept,
             self.state,
             self.config.to_dict(),
             self.config.run.keep,
@@ -221,7 +252,8 @@ class Trainer:
     def _export(self) -> Path | None:
         if not self.config.run.export:
             return None
-        return self.objective.export(self.folder / "export", Path(self.config.data.tokenizer))
+        with self.average.applied():
+            return self.objective.export(self.folder / "export", Path(self.config.data.tokenizer))
 
 
 def _datasets(config: TrainConfig, encoder: Encoder) -> tuple[PackedData, PackedData | None]:
