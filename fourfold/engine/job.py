@@ -26,12 +26,14 @@ class Job:
 
     priority: higher goes first.  boundaries: positions at which a snapshot is worth keeping.
     blocks: those of its first tokens, in order; slot: where its windows and open blocks lie.
+    scored: the logits of its prompt are wanted, too, so that nothing of it may be left out.
     cached: tokens that it did not have to compute when it first started.
     """
 
     tokens: TokenIds
     priority: int = 0
     boundaries: set[int] = field(default_factory=set)
+    scored: bool = False
     number: int = 0
     phase: Phase = Phase.WAITING
     computed: int = 0

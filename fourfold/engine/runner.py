@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from fourfold.engine.limits import Limits
 from fourfold.model.paged import Saved
 from fourfold.model.paged_layout import Span
 from fourfold.model.transformer import Transformer
+
+_SCORED = 64
+"""Rows of the prompt's logits that are held at once: 33 MB of V4's."""
 
 
 class Runner:
@@ -39,22 +42,35 @@ class Runner:
             case Discard():
                 self._saved.pop(action.job, None)
 
-    def compute(self, shares: Sequence[Share]) -> dict[Job, Tensor]:
+    def compute(
+        self, shares: Sequence[Share], score: Callable[[Job, int, Tensor], None]
+    ) -> dict[Job, Tensor]:
         """Logits [V] f32 of the jobs whose last known token is among the shares.  Nothing counts yet.
 
-        They are on the CPU: what samples from them wants float64, which not every chip has.
+        Of those that are `scored`, `score` gets the position of the first of some tokens and the logits
+        [n, V] f32 after them, a few at a time.  All logits are on the CPU: what samples from them wants
+        float64, which not every chip has.
         """
-        spans, ids, wanted = [], [], []
+        spans, wanted = [], []
+        ids: list[int] = []
+        scored: list[tuple[Share, int]] = []
         for share in shares:
             job = share.job
             self.cache.assign(job.slot, job.blocks)
             spans.append(Span(job.slot, job.computed, share.new))
+            if job.scored:
+                scored.append((share, len(ids)))
             ids += job.tokens.ids[job.computed : job.computed + share.new]
             if share.new == job.pending:
                 wanted.append((job, len(ids) - 1))
         device = self.model.device
+        streams = self.model.paged_streams(torch.tensor(ids, device=device), spans, self.cache)
+        for share, start in scored:
+            for part in range(0, share.new, _SCORED):
+                rows = streams[:, start + part : start + min(part + _SCORED, share.new)]
+                score(share.job, share.job.computed + part, self.model.logits(rows)[0].cpu())
         places = torch.tensor([place for _, place in wanted], dtype=torch.int64, device=device)
-        logits = self.model.paged(torch.tensor(ids, device=device), spans, self.cache, places).cpu()
+        logits = self.model.logits(streams[:, places])[0].cpu()
         return {job: row for (job, _), row in zip(wanted, logits, strict=True)}
 
     def commit(self, shares: Sequence[Share], kept: Sequence[Keep]) -> None:

@@ -139,7 +139,7 @@ class Scheduler:
         for job in sorted(self.waiting, key=_rank):
             if not self._slots and all(_effective(other) >= job.priority for other in self.running):
                 continue
-            match = self.tree.find(job.tokens, len(job.tokens) - 1)
+            match = self.tree.find(job.tokens, 0 if job.scored else len(job.tokens) - 1)
             if job.phase is Phase.WAITING and self._is_being_computed(job, match.position):
                 continue
             if self._start(job, match):
@@ -151,14 +151,18 @@ class Scheduler:
                 passed.append(job)
 
     def _is_being_computed(self, job: Job, cached: int) -> bool:
-        """Whether a running request will soon leave a snapshot that saves this one a block or more."""
-        if not self.limits.snapshots:
+        """Whether a running request will soon leave a snapshot that saves this one something.
+
+        One that it would not leave anyway must save a block.
+        """
+        if not self.limits.snapshots or job.scored:
             return False
         for other in self.running:
             if other.pending <= 1:
                 continue
             common = min(job.tokens.common(other.tokens), len(job.tokens) - 1)
-            if common - cached >= self.limits.block_tokens and other.computed < common:
+            saves = SHORT if common in other.boundaries else self.limits.block_tokens
+            if common - cached >= saves and other.computed < common:
                 other.boundaries.add(common)
                 return True
         return False
