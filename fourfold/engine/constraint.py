@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from fourfold.errors import RequestError
 
-Kind = Literal["json", "regex", "choice", "tools", "tools_required"]
+Kind = Literal["json", "regex", "choice", "tools", "tools_opened"]
 
 MOST_BYTES = 1 << 18
 """Of a schema, an expression, a list of options or tools, as JSON."""
@@ -55,16 +55,16 @@ class Constraint:
         return cls("choice", _written("the choice", list(options)))
 
     @classmethod
-    def tool_calls(cls, tools: Sequence[Mapping[str, Any]], *, required: bool = False) -> Constraint:
-        """Free text, and then calls of these tools in the model's own form (DSML).
+    def tool_calls(cls, tools: Sequence[Mapping[str, Any]], *, opened: bool = False) -> Constraint:
+        """Free text, and then perhaps calls of these tools in the model's own form (DSML).
 
         tools: function tools as in Chat Completions; the arguments of one that is `strict` follow its schema.
-        required: there is a call, and no text before it.
+        opened: the prompt ends with the opening of the calls, as one does that requires them.
         """
         named = all(isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping) for tool in tools)
         if not tools or not named:
             raise RequestError(f"tools is {_shown(tools)}; allowed: a list of function tools")
-        return cls("tools_required" if required else "tools", _written("the list of tools", list(tools)))
+        return cls("tools_opened" if opened else "tools", _written("the list of tools", list(tools)))
 
     def after_thinking(self) -> Constraint:
         """The same, for an answer that begins with reasoning."""

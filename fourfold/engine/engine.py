@@ -17,9 +17,11 @@ from torch import Tensor
 from fourfold.engine.answer import Answer, Choice, Chunk
 from fourfold.engine.chooser import Chooser
 from fourfold.engine.config import EngineConfig, free_memory
+from fourfold.engine.grammar import Grammars
 from fourfold.engine.job import Job, Phase, Share
 from fourfold.engine.limits import Counters
 from fourfold.engine.logprobs import token_logprob
+from fourfold.engine.masks import Stuck
 from fourfold.engine.radix import TokenIds
 from fourfold.engine.request import Request, boundaries, check_ids, prompt_ids
 from fourfold.engine.runner import Runner
@@ -80,6 +82,7 @@ class Engine:
         self._work_of: dict[Job, Work] = {}
         self._special = frozenset(found.special_ids.values())
         self._unusable = torch.tensor(found.unused_ids(model.config.vocab_size), dtype=torch.int64)
+        self._grammars = Grammars(found, model.config.vocab_size, model.config.eos_token_id)
         self._orders: deque[partial[None]] = deque()
         """What other threads ask for; done between steps."""
         self._lock = threading.Lock()
@@ -89,15 +92,12 @@ class Engine:
     def submit(self, request: Request) -> Answer:
         """Take a request; `stream` and `generate` do this and wait for its chunks.
 
-        RequestError, at once: it is malformed, or can never fit.
+        RequestError, at once: it is malformed, can never fit, or its constraint cannot be compiled (the first
+        constraint of an engine takes a moment, and every new one: ask from a thread where nothing may wait).
         """
         config = self.model.config
         ids = prompt_ids(request.prompt, self.tokenizer, config)
         check_ids(request, config)
-        if request.constraint is not None:
-            raise RequestError(
-                f"constraint is {request.constraint.kind!r}, which this version does not serve yet"
-            )
         limit = self._limit(len(ids), request.max_tokens)
         answer = Answer(ids, request, limit, self.tokenizer, config.eos_token_id)
         self._orders.append(partial(self._begin, [self._work(answer, choice) for choice in answer.choices]))
@@ -165,6 +165,7 @@ class Engine:
     def close(self) -> None:
         """Stop the engine's thread.  Who still waits for a chunk gets a RequestError."""
         self._thread.shutdown()
+        self._grammars.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -203,6 +204,7 @@ class Engine:
             self._unusable,
             ends=choice.ends,
             min_tokens=request.min_tokens,
+            masks=None if request.constraint is None else self._grammars.start(request.constraint),
         )
         return job, Work(answer, choice, chooser)
 
@@ -331,10 +333,16 @@ class Engine:
         if work.answer.limit == 0:
             choice.finish("length")
             return
-        token = sample(work.chooser.processed(logits), choice.sampling, position=position)
+        try:
+            processed = work.chooser.processed(logits)
+        except Stuck:
+            choice.finish("constraint")
+            return
+        token = sample(processed, choice.sampling, position=position)
         logprob = None if request.logprobs is None else token_logprob(logits, token, request.logprobs)
         choice.push(token, logprob)
-        work.chooser.accept([token])
+        if not choice.ended:
+            work.chooser.accept([token])
 
     def _fail(self, job: Job, error: Exception) -> None:
         """Give up the answer that this job is for, if nobody has."""
