@@ -85,7 +85,7 @@ class Grammars:
             case "json":
                 rules = "answer: %json " + json.dumps({**spec, "x-guidance": SPACE}) + "\n"
             case "regex":
-                rules = f"answer: /{_one_line(regex_to_lark(_without_anchors(spec), ''))}/\n"
+                rules = f"answer: /{_one_line(regex_to_lark(_without_anchors(spec)))}/\n"
             case "choice":
                 rules = f"answer: {' | '.join(literal(option) for option in spec)}\n"
             case "tools" | "tools_opened":

@@ -104,7 +104,8 @@ def sample(logits: Tensor, sampling: Sampling, position: int) -> int:
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     """The probabilities that `sample` draws from.  [..., V] f32 -> same.
 
-    Temperature first, then the filters k, p and min_p, each on what the one before it left, renormalised.
+    Temperature first, then min_p, top_k and top_p as in vLLM, each on what the one before it left,
+    renormalised.
     At temperature 0: all mass on the most likely token.
     """
     if sampling.temperature == 0.0:
@@ -112,14 +113,16 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     # The maximum goes first: a tiny temperature would make it infinite, and infinity minus itself is NaN.
     distances = logits.float() - logits.amax(dim=-1, keepdim=True)
     probabilities = torch.softmax(distances / max(sampling.temperature, _COLDEST), dim=-1)
-    if 0 < sampling.top_k < logits.shape[-1]:
-        probabilities = keep_top_k(probabilities, sampling.top_k)
-        probabilities = probabilities / _total(probabilities)
-    if sampling.top_p < 1.0:
-        probabilities = keep_top_p(probabilities, sampling.top_p)
+    few = 0 < sampling.top_k < logits.shape[-1]
     if sampling.min_p > 0.0:
         floor = sampling.min_p * probabilities.amax(dim=-1, keepdim=True)
         probabilities = torch.where(probabilities >= floor, probabilities, 0.0)
+    if few:
+        probabilities = keep_top_k(probabilities, sampling.top_k)
+    if sampling.top_p < 1.0:
+        if few or sampling.min_p > 0.0:
+            probabilities = probabilities / _total(probabilities)
+        probabilities = keep_top_p(probabilities, sampling.top_p)
     return probabilities / _total(probabilities)
 
 
