@@ -18,7 +18,7 @@ from fourfold.engine.answer import Answer, Choice, Chunk
 from fourfold.engine.chooser import Chooser
 from fourfold.engine.config import EngineConfig, free_memory
 from fourfold.engine.grammar import Grammars
-from fourfold.engine.job import Job, Phase, Share
+from fourfold.engine.job import Job, Phase, Resume, Share
 from fourfold.engine.limits import Counters
 from fourfold.engine.logprobs import token_logprob
 from fourfold.engine.masks import Stuck
@@ -30,6 +30,9 @@ from fourfold.engine.scheduler import Scheduler
 from fourfold.errors import RequestError
 from fourfold.model.transformer import Transformer
 from fourfold.tokenizer import Tokenizer
+
+_PATIENCE = 0.05
+"""Seconds until a step that has nothing to compute, because all wait for the disk, ends."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,9 @@ class Engine:
         self.tokenizer: Tokenizer = found
         self.config = config or EngineConfig()
         limits = self.config.limits(model.cache_shape, model.config, free_memory(model.device))
-        self._scheduler = Scheduler(limits)
-        self._runner = Runner(model, limits)
+        disk = self.config.disk_cache(model)
+        self._scheduler = Scheduler(limits, None if disk is None else disk.longest)
+        self._runner = Runner(model, limits, disk)
         self._work_of: dict[Job, Work] = {}
         self._special = frozenset(found.special_ids.values())
         self._unusable = torch.tensor(found.unused_ids(model.config.vocab_size), dtype=torch.int64)
@@ -166,6 +170,8 @@ class Engine:
         """Stop the engine's thread.  Who still waits for a chunk gets a RequestError."""
         self._thread.shutdown()
         self._grammars.close()
+        if self._runner.disk is not None:
+            self._runner.disk.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -257,23 +263,34 @@ class Engine:
     def _step(self) -> None:
         self._obey()
         try:
+            self._welcome(0.0)
             shares = self._scheduler.plan()
             self._act()
             if shares := [share for share in shares if share.job.phase is Phase.RUNNING]:
                 self._run(shares)
+            else:
+                self._welcome(_PATIENCE)
         except Exception as error:
             # No single request's fault, and the books may be wrong: all are given up, and new books begun.
             for work in self._work_of.values():
                 work.answer.give_up(error)
             self._work_of.clear()
-            self._scheduler = Scheduler(self._scheduler.limits)
+            self._scheduler = Scheduler(self._scheduler.limits, self._scheduler.stored)
             self._runner.forget()
+
+    def _welcome(self, seconds: float) -> None:
+        """What has come from disk; where nothing can be computed, wait for it so long."""
+        for job, whole in self._runner.arrived(seconds):
+            self._scheduler.loaded(job, job.computed if whole else 0)
 
     def _act(self) -> None:
         while self._scheduler.actions:
             action = self._scheduler.actions.popleft()
             try:
                 self._runner.act(action)
+                if isinstance(action, Resume):
+                    for kept in self._scheduler.resumed(action.job):
+                        self._runner.keep(action.slot, kept)
             except Exception as error:
                 self._fail(action.job, error)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 import torch
 from torch import Tensor
 
-from fourfold.engine.job import Action, Discard, Job, Keep, Restart, Resume, Save, Share
+from fourfold.engine.disk import DiskCache
+from fourfold.engine.job import Action, Discard, Job, Keep, Load, Restart, Resume, Save, Share
 from fourfold.engine.limits import Limits
 from fourfold.model.paged import Saved
 from fourfold.model.paged_layout import Span
@@ -18,29 +20,57 @@ _SCORED = 64
 
 
 class Runner:
-    """A model and its paged cache.  The scheduler's slots come first in it, then those of snapshots."""
+    """A model and its paged cache.  The scheduler's slots come first in it, then those of snapshots.
 
-    def __init__(self, model: Transformer, limits: Limits) -> None:
+    disk: where snapshots are kept, too, and states come from that the scheduler has loaded.
+    """
+
+    def __init__(self, model: Transformer, limits: Limits, disk: DiskCache | None = None) -> None:
         self.model = model
+        self.disk = disk
         self.cache = model.new_paged_cache(
             slots=limits.running + limits.snapshots, blocks=limits.blocks, call_tokens=limits.step_tokens
         )
         self._snapshots = limits.running
+        self._block_tokens = limits.block_tokens
         self._saved: dict[Job, Saved] = {}
+        self._loading: dict[Job, Future[Saved | None]] = {}
 
     def act(self, action: Action) -> None:
         """Copy what one of the scheduler's actions says."""
         match action:
-            case Restart():
+            case Restart(job=job):
                 self.cache.copy_slot(self._snapshots + action.snapshot_slot, action.slot)
                 if action.blocks is not None:
                     self.cache.copy_block(*action.blocks)
+                blocks = tuple(job.blocks[: -(-job.computed // self._block_tokens)])
+                self._store(Keep(job, job.computed, action.snapshot_slot, blocks))
             case Save():
                 self._saved[action.job] = self.cache.save(action.slot, action.blocks)
             case Resume():
                 self.cache.restore(self._saved.pop(action.job), action.slot, action.blocks)
             case Discard():
                 self._saved.pop(action.job, None)
+                self._loading.pop(action.job, None)
+            case Load():
+                assert self.disk is not None
+                self._loading[action.job] = self.disk.load(action.job.tokens, action.position)
+
+    def arrived(self, seconds: float) -> Iterator[tuple[Job, bool]]:
+        """Jobs whose beginning was read from disk, and whether all of it was as it should be.
+
+        seconds: how long to wait for one, if any is to come.
+        """
+        if not self._loading:
+            return
+        wait(self._loading.values(), seconds, FIRST_COMPLETED)
+        for job, future in list(self._loading.items()):
+            if future.done():
+                del self._loading[job]
+                saved = future.result()
+                if saved is not None:
+                    self._saved[job] = saved
+                yield job, saved is not None
 
     def compute(
         self, shares: Sequence[Share], score: Callable[[Job, int, Tensor], None]
@@ -77,11 +107,21 @@ class Runner:
         """The tokens of these shares count; states go to their snapshots' slots."""
         place = {share.job: i for i, share in enumerate(shares)}
         self.cache.commit([(place[k.job], k.position, self._snapshots + k.snapshot_slot) for k in kept])
+        for each in kept:
+            self._store(each)
 
     def keep(self, slot: int, kept: Keep) -> None:
         """The state in `slot`, as it is, goes to the snapshot's."""
         self.cache.copy_slot(slot, self._snapshots + kept.snapshot_slot)
+        self._store(kept)
 
     def forget(self) -> None:
         """Nothing that was put aside is wanted any more."""
         self._saved.clear()
+        self._loading.clear()
+
+    def _store(self, kept: Keep) -> None:
+        """On disk, too."""
+        if self.disk is not None:
+            slot = self._snapshots + kept.snapshot_slot
+            self.disk.keep(kept.job.tokens, kept.position, self.cache, slot, kept.blocks)
