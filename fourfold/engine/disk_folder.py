@@ -107,6 +107,8 @@ class CacheFolder:
 
     def read(self, address: Address, specs: Sequence[Spec]) -> list[Tensor] | None:
         """A file's tensors; None where it is gone or damaged, and then it is not there any more."""
+        if address.name in self._broken:
+            return None
         try:
             return read_whole(self.path / address.name, address, specs)
         except FileNotFoundError:
@@ -212,7 +214,9 @@ class CacheFolder:
             self._drop(name)
 
     def _drop(self, name: str) -> None:
-        self._names.discard(name)
+        if name not in self._names:
+            return
+        self._names.remove(name)
         if (place := state_place(name)) is not None:
             before, count = place
             self._states[before].discard((count, name))
