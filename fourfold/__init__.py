@@ -9,8 +9,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from fourfold.config import ModelConfig
 from fourfold.engine.answer import Chunk
 from fourfold.engine.config import EngineConfig
+from fourfold.engine.constraint import Constraint
 from fourfold.engine.engine import Engine
 from fourfold.engine.generate import generate
+from fourfold.engine.logprobs import TokenLogprob
 from fourfold.engine.request import Request
 from fourfold.engine.sampler import Sampling
 from fourfold.errors import (
@@ -37,6 +39,7 @@ __all__ = [
     "CheckpointError",
     "Chunk",
     "ConfigError",
+    "Constraint",
     "DownloadError",
     "Engine",
     "EngineConfig",
@@ -47,6 +50,7 @@ __all__ = [
     "Request",
     "RequestError",
     "Sampling",
+    "TokenLogprob",
     "TokenizerError",
     "TrainError",
     "Transformer",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from fourfold.config import ModelConfig
+from fourfold.engine.disk import DiskCache
 from fourfold.engine.limits import Limits
 from fourfold.errors import ConfigError
 from fourfold.model.paged_shape import Shape
+from fourfold.model.transformer import Transformer
 from fourfold.tiers.memory import free_ram, parse_ram, written
 
 _SHARE = 4
@@ -26,7 +29,10 @@ class EngineConfig:
     that runs.  None: what max_running requests of full length need, at most a 4th of what is free there.
     snapshots: states kept for reuse; 0: no prefix is reused.  snapshot_every: tokens between two of them,
     besides those at the ends of prompts and answers and where prompts have branched.
-    saved_memory: on the host, for preempted requests; 0: they are computed again.  None: a 4th of `memory`.
+    saved_memory: on the host, for preempted requests and for what comes from disk; 0: they are computed
+    again.  None: a 4th of `memory`.
+    cache_dir: a folder that keeps states and blocks beyond this process, and that others may share.
+    cache_size: how much of it may be used, by all models.
     """
 
     max_running: int = 32
@@ -35,6 +41,8 @@ class EngineConfig:
     snapshots: int = 64
     snapshot_every: int = 4096
     saved_memory: int | str | None = None
+    cache_dir: str | Path | None = None
+    cache_size: int | str = "16GiB"
 
     def __post_init__(self) -> None:
         least = {"max_running": 1, "step_tokens": 2 * self.max_running, "snapshots": 0, "snapshot_every": 1}
@@ -82,6 +90,12 @@ class EngineConfig:
             slot_bytes=shape.slot_bytes,
             block_bytes=shape.block_bytes,
         )
+
+    def disk_cache(self, model: Transformer) -> DiskCache | None:
+        """What is on disk of this model's; None without a folder.  ConfigError, RequestError: see there."""
+        if self.cache_dir is None:
+            return None
+        return DiskCache(model, Path(self.cache_dir), parse_ram(self.cache_size, "cache_size"))
 
     def _saved(self, memory: int) -> int:
         if self.saved_memory is None:

@@ -14,19 +14,25 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fourfold.engine.answer import Answer, Chunk
+from fourfold.engine.answer import Answer, Choice, Chunk
+from fourfold.engine.chooser import Chooser
 from fourfold.engine.config import EngineConfig, free_memory
-from fourfold.engine.job import Job, Phase, Share
+from fourfold.engine.grammar import Grammars
+from fourfold.engine.job import Job, Phase, Resume, Share
 from fourfold.engine.limits import Counters
+from fourfold.engine.logprobs import token_logprob
+from fourfold.engine.masks import Stuck
 from fourfold.engine.radix import TokenIds
-from fourfold.engine.request import Request, boundaries, prompt_ids
+from fourfold.engine.request import Request, boundaries, check_ids, prompt_ids
 from fourfold.engine.runner import Runner
 from fourfold.engine.sampler import sample
 from fourfold.engine.scheduler import Scheduler
-from fourfold.engine.stop import StopStrings
 from fourfold.errors import RequestError
 from fourfold.model.transformer import Transformer
 from fourfold.tokenizer import Tokenizer
+
+_PATIENCE = 0.05
+"""Seconds until a step that has nothing to compute, because all wait for the disk, ends."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,15 @@ class EngineStats:
     counters: Counters
 
 
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What a job is for: one choice of an answer."""
+
+    answer: Answer
+    choice: Choice
+    chooser: Chooser
+
+
 class Engine:
     """Serves requests of one model from one cache; any number of threads and tasks may ask at once.
 
@@ -65,11 +80,13 @@ class Engine:
         self.tokenizer: Tokenizer = found
         self.config = config or EngineConfig()
         limits = self.config.limits(model.cache_shape, model.config, free_memory(model.device))
-        self._scheduler = Scheduler(limits)
-        self._runner = Runner(model, limits)
-        self._answers: dict[Job, Answer] = {}
+        disk = self.config.disk_cache(model)
+        self._scheduler = Scheduler(limits, None if disk is None else disk.longest)
+        self._runner = Runner(model, limits, disk)
+        self._work_of: dict[Job, Work] = {}
         self._special = frozenset(found.special_ids.values())
-        self._banned = torch.tensor(found.unused_ids(model.config.vocab_size), dtype=torch.int64)
+        self._unusable = torch.tensor(found.unused_ids(model.config.vocab_size), dtype=torch.int64)
+        self._grammars = Grammars(found, model.config.vocab_size, model.config.eos_token_id)
         self._orders: deque[partial[None]] = deque()
         """What other threads ask for; done between steps."""
         self._lock = threading.Lock()
@@ -79,14 +96,15 @@ class Engine:
     def submit(self, request: Request) -> Answer:
         """Take a request; `stream` and `generate` do this and wait for its chunks.
 
-        RequestError, at once: it is malformed, or can never fit.
+        RequestError, at once: it is malformed, can never fit, or its constraint cannot be compiled (the first
+        constraint of an engine takes a moment, and every new one: ask from a thread where nothing may wait).
         """
-        ids = prompt_ids(request.prompt, self.tokenizer, self.model.config)
+        config = self.model.config
+        ids = prompt_ids(request.prompt, self.tokenizer, config)
+        check_ids(request, config)
         limit = self._limit(len(ids), request.max_tokens)
-        answer = Answer(ids, request.sampling.seeded(), limit, StopStrings(request.stop), self.tokenizer)
-        tokens = TokenIds(ids, self._scheduler.limits.block_tokens)
-        job = Job(tokens, priority=request.priority, boundaries=boundaries(ids, self._special))
-        self._orders.append(partial(self._begin, job, answer))
+        answer = Answer(ids, request, limit, self.tokenizer, config.eos_token_id)
+        self._orders.append(partial(self._begin, [self._work(answer, choice) for choice in answer.choices]))
         return answer
 
     def stream(self, request: Request) -> Generator[Chunk]:
@@ -151,6 +169,9 @@ class Engine:
     def close(self) -> None:
         """Stop the engine's thread.  Who still waits for a chunk gets a RequestError."""
         self._thread.shutdown()
+        self._grammars.close()
+        if self._runner.disk is not None:
+            self._runner.disk.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -173,12 +194,32 @@ class Engine:
             counters=replace(scheduler.counters),
         )
 
+    def _work(self, answer: Answer, choice: Choice) -> tuple[Job, Work]:
+        """What computes one choice."""
+        ids, request = answer.prompt_ids, answer.request
+        job = Job(
+            TokenIds(ids, self._scheduler.limits.block_tokens),
+            priority=request.priority,
+            boundaries=boundaries(ids, self._special),
+            scored=request.prompt_logprobs is not None and choice.index == 0,
+        )
+        chooser = Chooser(
+            choice.sampling,
+            ids,
+            self.model.config.vocab_size,
+            self._unusable,
+            ends=choice.ends,
+            min_tokens=request.min_tokens,
+            masks=None if request.constraint is None else self._grammars.start(request.constraint),
+        )
+        return job, Work(answer, choice, chooser)
+
     def _limit(self, prompt: int, wanted: int | None) -> int:
         """The longest answer.  The model's positions shorten it; what the cache never holds is refused."""
         # The last token of an answer is sampled and not computed.
         positions = self.model.config.max_position_embeddings - prompt + 1
         held = self._scheduler.most_tokens - prompt + 1
-        limit = min(positions, wanted or held)
+        limit = min(positions, held if wanted is None else wanted)
         if limit > held or held < 1:
             raise RequestError(
                 f"the prompt has {prompt:,} tokens and max_tokens is {wanted}; allowed: "
@@ -203,82 +244,124 @@ class Engine:
         while self._orders:
             self._orders.popleft()()
 
-    def _begin(self, job: Job, answer: Answer) -> None:
-        self._answers[job] = answer
-        self._scheduler.submit(job)
+    def _begin(self, works: Sequence[tuple[Job, Work]]) -> None:
+        for job, work in works:
+            self._work_of[job] = work
+            self._scheduler.submit(job)
 
     def _cancel(self, answer: Answer) -> None:
-        for job in [job for job, own in self._answers.items() if own is answer]:
-            self._end(job)
+        self._end(answer)
         self._act()  # what was put aside for it goes now
 
-    def _end(self, job: Job, error: Exception | None = None) -> None:
-        """Give a request up, for this reason or none."""
-        self._scheduler.end(job, keep=False)
-        self._answers.pop(job).give_up(error)
+    def _end(self, answer: Answer, error: Exception | None = None) -> None:
+        """Give an answer up, for this reason or none."""
+        for job in [job for job, work in self._work_of.items() if work.answer is answer]:
+            self._scheduler.end(job, keep=False)
+            del self._work_of[job]
+        answer.give_up(error)
 
     def _step(self) -> None:
         self._obey()
         try:
+            self._welcome(0.0)
             shares = self._scheduler.plan()
             self._act()
             if shares := [share for share in shares if share.job.phase is Phase.RUNNING]:
                 self._run(shares)
+            else:
+                self._welcome(_PATIENCE)
         except Exception as error:
             # No single request's fault, and the books may be wrong: all are given up, and new books begun.
-            for answer in self._answers.values():
-                answer.give_up(error)
-            self._answers.clear()
-            self._scheduler = Scheduler(self._scheduler.limits)
+            for work in self._work_of.values():
+                work.answer.give_up(error)
+            self._work_of.clear()
+            self._scheduler = Scheduler(self._scheduler.limits, self._scheduler.stored)
             self._runner.forget()
+
+    def _welcome(self, seconds: float) -> None:
+        """What has come from disk; where nothing can be computed, wait for it so long."""
+        for job, whole in self._runner.arrived(seconds):
+            self._scheduler.loaded(job, job.computed if whole else 0)
 
     def _act(self) -> None:
         while self._scheduler.actions:
             action = self._scheduler.actions.popleft()
             try:
                 self._runner.act(action)
+                if isinstance(action, Resume):
+                    for kept in self._scheduler.resumed(action.job):
+                        self._runner.keep(action.slot, kept)
             except Exception as error:
-                self._end(action.job, error)
+                self._fail(action.job, error)
 
     def _run(self, shares: Sequence[Share]) -> None:
         """Compute; where that fails, each request alone, so that it fails for those who cause it."""
         start = time.perf_counter()
         try:
-            logits = self._runner.compute(shares)
+            logits = self._runner.compute(shares, self._score)
         except Exception as error:
             if len(shares) == 1:
-                self._end(shares[0].job, error)
+                self._fail(shares[0].job, error)
             else:
                 for share in shares:
-                    self._run([share])
+                    if share.job in self._work_of:
+                        self._run([share])
             return
         self._runner.commit(shares, self._scheduler.advance(shares))
         seconds = time.perf_counter() - start
         for share in shares:
-            answer = self._answers[share.job]
-            answer.cached_tokens = share.job.cached or 0
-            answer.timing.add(share.new, seconds, prompt=not answer.ids)
+            # Another choice of the same answer may just have failed, and this one with it.
+            if (work := self._work_of.get(share.job)) is None:
+                continue
+            if work.choice.index == 0:
+                work.answer.cached_tokens = share.job.cached or 0
+            work.answer.timing.add(share.new, seconds, prompt=not work.choice.ids)
             if share.job in logits:
-                self._sample(share.job, answer, logits[share.job])
+                self._next(share.job, work, logits[share.job])
 
-    def _sample(self, job: Job, answer: Answer, logits: Tensor) -> None:
-        """The next token of an answer, and its end if this is it."""
+    def _score(self, job: Job, position: int, logits: Tensor) -> None:
+        """Logits [n, V] after a prompt's tokens from `position` on."""
+        answer = self._work_of[job].answer
+        top = answer.request.prompt_logprobs
+        assert top is not None
+        found = answer.prompt_logprobs
+        for place, row in enumerate(logits, start=position + 1):
+            # What a preemption or a step that failed made us compute again is known.
+            if len(found) <= place < len(answer.prompt_ids):
+                found.append(token_logprob(row, answer.prompt_ids[place], top))
+
+    def _next(self, job: Job, work: Work, logits: Tensor) -> None:
+        """The next token of a choice, and its end if this is it."""
         try:
-            token = sample(self._ban(logits), answer.sampling, position=len(job.tokens))
-            answer.push(token, end=token == self.model.config.eos_token_id)
+            self._choose(work, logits, len(job.tokens))
         except Exception as error:
-            self._end(job, error)
+            self._fail(job, error)
             return
-        if not answer.ended:
-            job.tokens.ids.append(token)
+        if not work.choice.ended:
+            job.tokens.ids.append(work.choice.ids[-1])
             return
         slot = job.slot
         for kept in self._scheduler.end(job, keep=True):
             self._runner.keep(slot, kept)
-        del self._answers[job]
+        del self._work_of[job]
 
-    def _ban(self, logits: Tensor) -> Tensor:
-        """Never choose an id that the tokenizer cannot write (padding rows of the vocabulary)."""
-        if self._banned.numel() == 0:
-            return logits
-        return logits.index_fill(0, self._banned.to(logits.device), float("-inf"))
+    def _choose(self, work: Work, logits: Tensor, position: int) -> None:
+        choice, request = work.choice, work.answer.request
+        if work.answer.limit == 0:
+            choice.finish("length")
+            return
+        try:
+            processed = work.chooser.processed(logits)
+        except Stuck:
+            choice.finish("constraint")
+            return
+        token = sample(processed, choice.sampling, position=position)
+        logprob = None if request.logprobs is None else token_logprob(logits, token, request.logprobs)
+        choice.push(token, logprob)
+        if not choice.ended:
+            work.chooser.accept([token])
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """Give up the answer that this job is for, if nobody has."""
+        if (work := self._work_of.get(job)) is not None:
+            self._end(work.answer, error)

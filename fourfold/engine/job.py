@@ -12,9 +12,11 @@ SHORT = 16
 
 
 class Phase(Enum):
-    """waiting: holds nothing; running: holds a slot and blocks; saved: its state was put aside."""
+    """waiting: holds nothing; loading: its beginning comes from disk; running: holds a slot and blocks;
+    saved: its state was put aside, or has come from disk."""
 
     WAITING = auto()
+    LOADING = auto()
     RUNNING = auto()
     SAVED = auto()
     ENDED = auto()
@@ -26,12 +28,14 @@ class Job:
 
     priority: higher goes first.  boundaries: positions at which a snapshot is worth keeping.
     blocks: those of its first tokens, in order; slot: where its windows and open blocks lie.
+    scored: the logits of its prompt are wanted, too, so that nothing of it may be left out.
     cached: tokens that it did not have to compute when it first started.
     """
 
     tokens: TokenIds
     priority: int = 0
     boundaries: set[int] = field(default_factory=set)
+    scored: bool = False
     number: int = 0
     phase: Phase = Phase.WAITING
     computed: int = 0
@@ -43,6 +47,8 @@ class Job:
     overtaken: int = 0
     """Requests that were let past it because it did not fit."""
     saved_bytes: int = 0
+    loaded: bool = False
+    """Its state came from disk and has not been in memory yet."""
 
     @property
     def pending(self) -> int:
@@ -93,13 +99,25 @@ class Discard:
     job: Job
 
 
-Action = Restart | Save | Resume | Discard
+@dataclass(frozen=True)
+class Load:
+    """Read the state after `position` tokens, and the blocks up to there, from disk: it is then put aside."""
+
+    job: Job
+    position: int
+
+
+Action = Restart | Save | Resume | Discard | Load
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Keep the state that the job has after `position` tokens in the slot of a snapshot."""
+    """Keep the state that the job has after `position` tokens in the slot of a snapshot.
+
+    blocks: those with the entries of these tokens.
+    """
 
     job: Job
     position: int
     snapshot_slot: int
+    blocks: tuple[int, ...]

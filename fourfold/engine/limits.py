@@ -27,10 +27,14 @@ class Limits:
 
 @dataclass
 class Counters:
-    """What has happened so far, in tokens, requests or steps."""
+    """What has happened so far, in tokens, requests or steps.
+
+    cached_tokens: that requests did not have to compute; stored_tokens: those of them that came from disk.
+    """
 
     steps: int = 0
     computed_tokens: int = 0
     cached_tokens: int = 0
+    stored_tokens: int = 0
     preempted: int = 0
     dropped_tokens: int = 0

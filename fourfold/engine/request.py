@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from torch import Tensor
 
 from fourfold.config import ModelConfig
+from fourfold.engine.constraint import Constraint
 from fourfold.engine.job import SHORT
 from fourfold.engine.sampler import Sampling
 from fourfold.errors import RequestError
 from fourfold.tokenizer import Tokenizer
+
+MOST_ANSWERS = 128
+MOST_LOGPROBS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,23 +24,62 @@ class Request:
     """A prompt and how to continue it.
 
     prompt: a text is continued as it is, with the beginning-of-sentence token in front; ids (a sequence, or a
-    tensor [T] or [1, T]) are taken as given.  max_tokens: of the answer; None: as many as fit.
-    stop: strings that end the answer and are not part of it.  priority: higher goes first.
+    tensor [T] or [1, T]) are taken as given.
+    max_tokens: of an answer; None: as many as fit; 0: none, for the prompt's logprobs alone.
+    min_tokens: before them no end-of-sentence token, stop token or stop string ends it.
+    n: how many answers, each with a seed of its own that follows from the first's.
+    stop: strings that end the answer and are not part of it; stop_tokens: ids that do.
+    ignore_eos: the end-of-sentence token is a token like others.
+    logprobs: None, or give each token's log probability and those of so many most likely tokens, up to 20;
+    prompt_logprobs: the same for the prompt, whose beginning is then computed even if it is cached.
+    constraint: what the answer must look like.  priority: higher goes first.
     RequestError, on construction, names what is not allowed.
     """
 
     prompt: str | Sequence[int] | Tensor
     max_tokens: int | None = None
+    min_tokens: int = 0
+    n: int = 1
     sampling: Sampling = field(default_factory=Sampling)
     stop: str | Sequence[str] = ()
+    stop_tokens: Sequence[int] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    constraint: Constraint | None = None
     priority: int = 0
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.max_tokens, int) and not isinstance(self.max_tokens, bool)
-        if self.max_tokens is not None and not (whole and self.max_tokens >= 1):
-            raise RequestError(f"max_tokens is {self.max_tokens!r}; allowed: a whole number from 1")
+        least = 1 if self.prompt_logprobs is None else 0
+        if self.max_tokens is not None and not _within(self.max_tokens, least):
+            more = "" if least == 0 else " (0 with prompt_logprobs)"
+            raise RequestError(
+                f"max_tokens is {self.max_tokens!r}; allowed: a whole number from {least}{more}"
+            )
+        most = inf if self.max_tokens is None else self.max_tokens
+        if not _within(self.min_tokens, 0, most):
+            raise RequestError(
+                f"min_tokens is {self.min_tokens!r}; allowed: a whole number from 0 to max_tokens"
+            )
+        if not _within(self.n, 1, MOST_ANSWERS):
+            raise RequestError(f"n is {self.n!r}; allowed: a whole number from 1 to {MOST_ANSWERS}")
+        if wrong := [token for token in self.stop_tokens if not _within(token, 0)]:
+            raise RequestError(f"stop_tokens holds {wrong[0]!r}; allowed: token ids, whole numbers from 0")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None and not _within(value, 0, MOST_LOGPROBS):
+                raise RequestError(f"{name} is {value!r}; allowed: a whole number from 0 to {MOST_LOGPROBS}")
+        if self.ignore_eos and self.constraint is not None:
+            raise RequestError(
+                "ignore_eos is True with a constraint; allowed: one of them, for end-of-sentence is "
+                "what ends a constraint"
+            )
         if not isinstance(self.priority, int) or isinstance(self.priority, bool):
             raise RequestError(f"priority is {self.priority!r}; allowed: a whole number")
+
+
+def _within(value: object, low: int, high: float = inf) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def prompt_ids(prompt: str | Sequence[int] | Tensor, tokenizer: Tokenizer, config: ModelConfig) -> list[int]:
@@ -56,6 +100,15 @@ def prompt_ids(prompt: str | Sequence[int] | Tensor, tokenizer: Tokenizer, confi
             f"{config.max_position_embeddings:,}: shorten the prompt"
         )
     return ids
+
+
+def check_ids(request: Request, config: ModelConfig) -> None:
+    """Raises RequestError for a token id in logit_bias or stop_tokens outside the vocabulary."""
+    for name, ids in (("logit_bias", request.sampling.logit_bias), ("stop_tokens", request.stop_tokens)):
+        if outside := [token for token in ids if token >= config.vocab_size]:
+            raise RequestError(
+                f"{name} names token id {outside[0]}; allowed: 0 to {config.vocab_size - 1}, the vocabulary"
+            )
 
 
 def _flat_ids(prompt: Sequence[int] | Tensor) -> list[int]:

@@ -2,70 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 import torch
 from torch import Tensor
 
-from fourfold.engine.job import Action, Discard, Job, Keep, Restart, Resume, Save, Share
+from fourfold.engine.disk import DiskCache
+from fourfold.engine.job import Action, Discard, Job, Keep, Load, Restart, Resume, Save, Share
 from fourfold.engine.limits import Limits
 from fourfold.model.paged import Saved
 from fourfold.model.paged_layout import Span
 from fourfold.model.transformer import Transformer
 
+_SCORED = 64
+"""Rows of the prompt's logits that are held at once: 33 MB of V4's."""
+
 
 class Runner:
-    """A model and its paged cache.  The scheduler's slots come first in it, then those of snapshots."""
+    """A model and its paged cache.  The scheduler's slots come first in it, then those of snapshots.
 
-    def __init__(self, model: Transformer, limits: Limits) -> None:
+    disk: where snapshots are kept, too, and states come from that the scheduler has loaded.
+    """
+
+    def __init__(self, model: Transformer, limits: Limits, disk: DiskCache | None = None) -> None:
         self.model = model
+        self.disk = disk
         self.cache = model.new_paged_cache(
             slots=limits.running + limits.snapshots, blocks=limits.blocks, call_tokens=limits.step_tokens
         )
         self._snapshots = limits.running
+        self._block_tokens = limits.block_tokens
         self._saved: dict[Job, Saved] = {}
+        self._loading: dict[Job, Future[Saved | None]] = {}
 
     def act(self, action: Action) -> None:
         """Copy what one of the scheduler's actions says."""
         match action:
-            case Restart():
+            case Restart(job=job):
                 self.cache.copy_slot(self._snapshots + action.snapshot_slot, action.slot)
                 if action.blocks is not None:
                     self.cache.copy_block(*action.blocks)
+                blocks = tuple(job.blocks[: -(-job.computed // self._block_tokens)])
+                self._store(Keep(job, job.computed, action.snapshot_slot, blocks))
             case Save():
                 self._saved[action.job] = self.cache.save(action.slot, action.blocks)
             case Resume():
                 self.cache.restore(self._saved.pop(action.job), action.slot, action.blocks)
             case Discard():
                 self._saved.pop(action.job, None)
+                self._loading.pop(action.job, None)
+            case Load():
+                assert self.disk is not None
+                self._loading[action.job] = self.disk.load(action.job.tokens, action.position)
 
-    def compute(self, shares: Sequence[Share]) -> dict[Job, Tensor]:
+    def arrived(self, seconds: float) -> Iterator[tuple[Job, bool]]:
+        """Jobs whose beginning was read from disk, and whether all of it was as it should be.
+
+        seconds: how long to wait for one, if any is to come.
+        """
+        if not self._loading:
+            return
+        wait(self._loading.values(), seconds, FIRST_COMPLETED)
+        for job, future in list(self._loading.items()):
+            if future.done():
+                del self._loading[job]
+                saved = future.result()
+                if saved is not None:
+                    self._saved[job] = saved
+                yield job, saved is not None
+
+    def compute(
+        self, shares: Sequence[Share], score: Callable[[Job, int, Tensor], None]
+    ) -> dict[Job, Tensor]:
         """Logits [V] f32 of the jobs whose last known token is among the shares.  Nothing counts yet.
 
-        They are on the CPU: what samples from them wants float64, which not every chip has.
+        Of those that are `scored`, `score` gets the position of the first of some tokens and the logits
+        [n, V] f32 after them, a few at a time.  All logits are on the CPU: what samples from them wants
+        float64, which not every chip has.
         """
-        spans, ids, wanted = [], [], []
+        spans, wanted = [], []
+        ids: list[int] = []
+        scored: list[tuple[Share, int]] = []
         for share in shares:
             job = share.job
             self.cache.assign(job.slot, job.blocks)
             spans.append(Span(job.slot, job.computed, share.new))
+            if job.scored:
+                scored.append((share, len(ids)))
             ids += job.tokens.ids[job.computed : job.computed + share.new]
             if share.new == job.pending:
                 wanted.append((job, len(ids) - 1))
         device = self.model.device
+        streams = self.model.paged_streams(torch.tensor(ids, device=device), spans, self.cache)
+        for share, start in scored:
+            for part in range(0, share.new, _SCORED):
+                rows = streams[:, start + part : start + min(part + _SCORED, share.new)]
+                score(share.job, share.job.computed + part, self.model.logits(rows)[0].cpu())
         places = torch.tensor([place for _, place in wanted], dtype=torch.int64, device=device)
-        logits = self.model.paged(torch.tensor(ids, device=device), spans, self.cache, places).cpu()
+        logits = self.model.logits(streams[:, places])[0].cpu()
         return {job: row for (job, _), row in zip(wanted, logits, strict=True)}
 
     def commit(self, shares: Sequence[Share], kept: Sequence[Keep]) -> None:
         """The tokens of these shares count; states go to their snapshots' slots."""
         place = {share.job: i for i, share in enumerate(shares)}
         self.cache.commit([(place[k.job], k.position, self._snapshots + k.snapshot_slot) for k in kept])
+        for each in kept:
+            self._store(each)
 
     def keep(self, slot: int, kept: Keep) -> None:
         """The state in `slot`, as it is, goes to the snapshot's."""
         self.cache.copy_slot(slot, self._snapshots + kept.snapshot_slot)
+        self._store(kept)
 
     def forget(self) -> None:
         """Nothing that was put aside is wanted any more."""
         self._saved.clear()
+        self._loading.clear()
+
+    def _store(self, kept: Keep) -> None:
+        """On disk, too."""
+        if self.disk is not None:
+            slot = self._snapshots + kept.snapshot_slot
+            self.disk.keep(kept.job.tokens, kept.position, self.cache, slot, kept.blocks)

@@ -9,7 +9,8 @@ in a batch with others, or after a rollback.
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +31,11 @@ class Sampling:
     top_p: keep the most likely tokens that together reach this probability, in (0, 1].
     top_k: keep at most this many tokens; 0 = all.
     min_p: drop tokens less likely than min_p times the most likely one, in [0, 1].
+    repetition_penalty: divides positive and multiplies negative logits of tokens that the prompt or the
+    answer has; above 0, at most 100, 1 = none.
+    presence_penalty, frequency_penalty: what the logit of a token loses when the answer has it, and for each
+    time that it has it; -2 to 2.
+    logit_bias: token id -> what is added to its logit, -100 to 100.
     seed: 0 to 2^63 - 1, or None for a fresh one.
     """
 
@@ -37,6 +43,10 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -46,6 +56,14 @@ class Sampling:
         _check("top_p", self.top_p, top_p_ok, "a number above 0 and at most 1")
         _check("min_p", self.min_p, _in(self.min_p, 0, 1), "a number from 0 to 1")
         _check("top_k", self.top_k, _is_int(self.top_k) and self.top_k >= 0, "a whole number, 0 = no limit")
+        repeats = _in(self.repetition_penalty, 0, 100) and self.repetition_penalty > 0
+        _check("repetition_penalty", self.repetition_penalty, repeats, "a number above 0 and at most 100")
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check(name, getattr(self, name), _in(getattr(self, name), -2, 2), "a number from -2 to 2")
+        for token, bias in self.logit_bias.items():
+            known = _is_int(token) and token >= 0
+            _check("a token of logit_bias", token, known, "token ids, whole numbers from 0")
+            _check(f"logit_bias of token {token}", bias, _in(bias, -100, 100), "a number from -100 to 100")
         seed_ok = self.seed is None or (_is_int(self.seed) and 0 <= self.seed < 1 << 63)
         _check("seed", self.seed, seed_ok, "a whole number from 0 to 2^63 - 1")
 
@@ -54,6 +72,13 @@ class Sampling:
         if self.seed is not None:
             return self
         return replace(self, seed=secrets.randbits(63))
+
+    def derived(self, index: int) -> Sampling:
+        """That of choice `index`: the first has the seed itself, others have seeds that follow from it."""
+        if index == 0 or self.seed is None:
+            return self
+        # Positions are not negative: no choice draws what another position of the first would.
+        return replace(self, seed=mix(self.seed, -1 - index) >> 1)
 
 
 def sample(logits: Tensor, sampling: Sampling, position: int) -> int:
@@ -79,7 +104,8 @@ def sample(logits: Tensor, sampling: Sampling, position: int) -> int:
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     """The probabilities that `sample` draws from.  [..., V] f32 -> same.
 
-    Temperature first, then the filters k, p and min_p, each on what the one before it left, renormalised.
+    Temperature first, then min_p, top_k and top_p as in vLLM, each on what the one before it left,
+    renormalised.
     At temperature 0: all mass on the most likely token.
     """
     if sampling.temperature == 0.0:
@@ -87,14 +113,16 @@ def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
     # The maximum goes first: a tiny temperature would make it infinite, and infinity minus itself is NaN.
     distances = logits.float() - logits.amax(dim=-1, keepdim=True)
     probabilities = torch.softmax(distances / max(sampling.temperature, _COLDEST), dim=-1)
-    if 0 < sampling.top_k < logits.shape[-1]:
-        probabilities = keep_top_k(probabilities, sampling.top_k)
-        probabilities = probabilities / _total(probabilities)
-    if sampling.top_p < 1.0:
-        probabilities = keep_top_p(probabilities, sampling.top_p)
+    few = 0 < sampling.top_k < logits.shape[-1]
     if sampling.min_p > 0.0:
         floor = sampling.min_p * probabilities.amax(dim=-1, keepdim=True)
         probabilities = torch.where(probabilities >= floor, probabilities, 0.0)
+    if few:
+        probabilities = keep_top_k(probabilities, sampling.top_k)
+    if sampling.top_p < 1.0:
+        if few or sampling.min_p > 0.0:
+            probabilities = probabilities / _total(probabilities)
+        probabilities = keep_top_p(probabilities, sampling.top_p)
     return probabilities / _total(probabilities)
 
 

@@ -9,7 +9,8 @@ Policy, in the order of a step:
 2. Rank is priority, one step higher for every `PATIENCE` steps of waiting; then the earlier arrival.  Waiting
    requests start in this order if their known tokens fit.  One that does not fit lets `OVERTAKES` others
    past, then nobody.  One of higher priority than a running request's rank may take that one's place.
-3. A request that begins like one whose prompt is just being computed waits for the common part.
+3. A request that begins like one whose prompt is just being computed waits for the common part; one whose
+   beginning is on disk, and longer there than in memory, waits until it is read.
 4. Every request that has one token to compute gets it.  Half of what is left of the step's tokens is divided
    evenly among the prompts, the other half goes by rank and then to the prompt with the least left: short
    prompts pass long ones, and no prompt stands still.
@@ -18,12 +19,12 @@ Policy, in the order of a step:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fourfold.engine.blocks import BlockPool
-from fourfold.engine.job import SHORT, Action, Discard, Job, Keep, Phase, Restart, Resume, Save, Share
+from fourfold.engine.job import SHORT, Action, Discard, Job, Keep, Load, Phase, Restart, Resume, Save, Share
 from fourfold.engine.limits import Counters, Limits
-from fourfold.engine.radix import Match, PrefixTree
+from fourfold.engine.radix import Match, PrefixTree, TokenIds
 
 PATIENCE = 64
 OVERTAKES = 16
@@ -34,14 +35,17 @@ class Scheduler:
 
     A step: `plan`, then the actions in `actions`, then the model, then `advance`.  A step that fails may be
     planned again; nothing has advanced.
+
+    stored: how many of the first tokens of a sequence, up to a limit, can be had from disk.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, stored: Callable[[TokenIds, int], int] | None = None) -> None:
         self.limits = limits
+        self.stored = stored
         self.pool = BlockPool(limits.blocks)
         self.tree = PrefixTree(self.pool, limits.block_tokens, limits.snapshots)
         self.waiting: list[Job] = []
-        """Those in phase SAVED, too."""
+        """Those in phases LOADING and SAVED, too."""
         self.running: list[Job] = []
         self.actions: deque[Action] = deque()
         """To be done in this order before the step's tokens are computed."""
@@ -93,11 +97,31 @@ class Scheduler:
         kept = self._keep(job, job.computed) if keep and job.phase is Phase.RUNNING else []
         if job.phase is Phase.RUNNING:
             self._release(job)
-        elif job.phase in (Phase.WAITING, Phase.SAVED):
+        elif job.phase is not Phase.ENDED:
             self.waiting.remove(job)
             self._unsave(job)
         job.phase = Phase.ENDED
         return kept
+
+    def loaded(self, job: Job, position: int) -> None:
+        """The state after `position` tokens has come from disk; 0: it could not be read."""
+        if job.phase is not Phase.LOADING:
+            return
+        if position == 0:
+            job.phase, job.computed = Phase.WAITING, 0
+            self.saved_bytes -= job.saved_bytes
+            job.saved_bytes = 0
+            return
+        job.phase, job.loaded = Phase.SAVED, True
+        if job.cached is None:
+            job.cached = position
+            self.counters.cached_tokens += position
+            self.counters.stored_tokens += position
+
+    def resumed(self, job: Job) -> list[Keep]:
+        """What was put aside is in the job's slot and blocks.  Returns what others may restart from."""
+        loaded, job.loaded = job.loaded, False
+        return self._keep(job, job.computed) if loaded else []
 
     def blocks_for(self, tokens: int) -> int:
         """Blocks that hold the entries of so many tokens."""
@@ -115,7 +139,9 @@ class Scheduler:
             self.pool.share(block)
             self.pool.drop(job.blocks[i])
             job.blocks[i] = block
-        return [] if snapshot is None else [Keep(job, position, snapshot.slot)]
+        if snapshot is None:
+            return []
+        return [Keep(job, position, snapshot.slot, tuple(job.blocks[: self.blocks_for(position)]))]
 
     def _grow(self) -> None:
         """Blocks for the tokens that came since the last step."""
@@ -137,10 +163,14 @@ class Scheduler:
     def _admit(self) -> None:
         passed: list[Job] = []
         for job in sorted(self.waiting, key=_rank):
+            if job.phase is Phase.LOADING:
+                continue
             if not self._slots and all(_effective(other) >= job.priority for other in self.running):
                 continue
-            match = self.tree.find(job.tokens, len(job.tokens) - 1)
-            if job.phase is Phase.WAITING and self._is_being_computed(job, match.position):
+            match = self.tree.find(job.tokens, _reusable(job))
+            if job.phase is Phase.WAITING and (
+                self._is_being_computed(job, match.position) or self._load(job, match.position)
+            ):
                 continue
             if self._start(job, match):
                 for other in passed:
@@ -151,17 +181,48 @@ class Scheduler:
                 passed.append(job)
 
     def _is_being_computed(self, job: Job, cached: int) -> bool:
-        """Whether a running request will soon leave a snapshot that saves this one a block or more."""
-        if not self.limits.snapshots:
+        """Whether a running request will soon leave a snapshot that saves this one something.
+
+        One that it would not leave anyway must save a block.
+        """
+        if not self.limits.snapshots or job.scored:
             return False
         for other in self.running:
             if other.pending <= 1:
                 continue
             common = min(job.tokens.common(other.tokens), len(job.tokens) - 1)
-            if common - cached >= self.limits.block_tokens and other.computed < common:
+            saves = SHORT if common in other.boundaries else self.limits.block_tokens
+            if common - cached >= saves and other.computed < common:
                 other.boundaries.add(common)
                 return True
         return False
+
+    def _load(self, job: Job, cached: int) -> bool:
+        """Have its beginning read from disk if that is longer than what memory has of it.
+
+        It comes to where the states of preempted requests are put aside, and takes of their room.
+        """
+        if self.stored is None:
+            return False
+        limits = self.limits
+        room = limits.saved_bytes - self.saved_bytes - limits.slot_bytes
+        most = _reusable(job)
+        if limits.block_bytes:
+            most = min(most, room // limits.block_bytes * limits.block_tokens)
+        if room < 0 or most < cached + SHORT:
+            return False
+        position = self.stored(job.tokens, most)
+        if position < cached + SHORT:
+            return False
+        for other in (*self.waiting, *self.running):
+            begun = other.phase is Phase.LOADING or other.loaded
+            if begun and other.computed == position and other.tokens.common(job.tokens) >= position:
+                return True  # and then it is in memory
+        job.phase, job.computed = Phase.LOADING, position
+        job.saved_bytes = limits.slot_bytes + self.blocks_for(position) * limits.block_bytes
+        self.saved_bytes += job.saved_bytes
+        self.actions.append(Load(job, position))
+        return True
 
     def _start(self, job: Job, match: Match) -> bool:
         """Give it a slot and blocks for all its tokens; False where there are none."""
@@ -272,6 +333,11 @@ class Scheduler:
             shares[job] += more
             left -= more
         return [Share(job, new) for job, new in shares.items()]
+
+
+def _reusable(job: Job) -> int:
+    """How many of its first tokens need not be computed, wherever their state comes from."""
+    return 0 if job.scored else len(job.tokens) - 1
 
 
 def _effective(job: Job) -> int:

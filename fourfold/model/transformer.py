@@ -169,11 +169,20 @@ class Transformer(HeadCollapse):
         Returns the logits [n, V] f32 after them.  `cache.commit` makes the tokens count.  RequestError,
         CacheError as in `forward`.
         """
+        return self.logits(self.paged_streams(ids, spans, cache)[:, wanted])[0]
+
+    @torch.no_grad()
+    def paged_streams(self, ids: Tensor, spans: Sequence[Span], cache: PagedCache) -> Tensor:
+        """The same up to the residual streams after the last block, [1, N, M, D], for `logits`."""
         self._check_owner(cache)
         self._check_ids(ids[None], max(span.end for span in spans) - len(ids))
         layout = cache.begin(spans)
-        streams = self._through(ids[None], self._batch(layout, ids[None]), cache.layers)
-        return self._logits(streams[:, wanted])[0]
+        return self._through(ids[None], self._batch(layout, ids[None]), cache.layers)
+
+    @torch.no_grad()
+    def logits(self, streams: Tensor) -> Tensor:
+        """streams [1, n, M, D] -> [1, n, V] f32."""
+        return self._logits(streams)
 
     def assign(self, name: str, tensor: Tensor) -> None:
         """Put a stored tensor in the place of parameter `name`, without a gradient.

@@ -87,20 +87,28 @@ class StubModel:
         self.script: dict[int, int] = {}
         self.calls: list[int] = []
         self.poison: set[int] = set()
+        self.beginnings: list[tuple[int, ...]] = []
 
     def new_paged_cache(self, **_: int) -> StubCache:
         return StubCache()
 
-    def paged(self, ids: Tensor, spans: Sequence[Span], cache: StubCache, wanted: Tensor) -> Tensor:
+    def paged_streams(self, ids: Tensor, spans: Sequence[Span], cache: StubCache) -> Tensor:
+        """Numbers of the beginnings that the given tokens end, [1, N, 1, 1]."""
         if self.poison & set(ids.tolist()):
             raise RuntimeError("this chip has melted")
         self.calls.append(len(ids))
-        sequences = cache.begin(spans, ids.tolist())
-        places = torch.tensor([span.new for span in spans]).cumsum(0) - 1
-        rows = [self.logits(sequences[int((places == place).nonzero())]) for place in wanted]
-        return torch.stack(rows) if rows else torch.empty(0, self.config.vocab_size)
+        self.beginnings = [
+            sequence[: span.past + i + 1]
+            for span, sequence in zip(spans, cache.begin(spans, ids.tolist()), strict=True)
+            for i in range(span.new)
+        ]
+        return torch.arange(len(ids))[None, :, None, None]
 
-    def logits(self, ids: tuple[int, ...]) -> Tensor:
+    def logits(self, streams: Tensor) -> Tensor:
+        rows = [self.row(self.beginnings[number]) for number in streams.flatten().tolist()]
+        return (torch.stack(rows) if rows else torch.empty(0, self.config.vocab_size))[None]
+
+    def row(self, ids: tuple[int, ...]) -> Tensor:
         noise = torch.Generator().manual_seed(hash(ids) & 0xFFFF)
         row = torch.randn(self.config.vocab_size, generator=noise)
         row[: len(self.tokenizer.special_ids)] = -20.0

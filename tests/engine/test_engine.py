@@ -39,7 +39,7 @@ def oracle(stub: StubModel, prompt: list[int], sampling: Sampling, most: int) ->
     """What the model says, by the plainest loop."""
     ids: list[int] = []
     while len(ids) < most:
-        token = sample(stub.logits((*prompt, *ids)), sampling, position=len(prompt) + len(ids))
+        token = sample(stub.row((*prompt, *ids)), sampling, position=len(prompt) + len(ids))
         if token == 1:
             break
         ids.append(token)
@@ -149,9 +149,9 @@ def test_an_error_ends_the_request_that_causes_it(stub):
 
 
 def test_logits_that_are_no_numbers_end_one_request(stub, monkeypatch):
-    plain = stub.logits
+    plain = stub.row
     monkeypatch.setattr(
-        stub, "logits", lambda ids: torch.full((400,), float("nan")) if ids[0] == 66 else plain(ids)
+        stub, "row", lambda ids: torch.full((400,), float("nan")) if ids[0] == 66 else plain(ids)
     )
     with engine(stub) as own:
         bad = own.submit(Request(prompt=[66, 67], max_tokens=5, sampling=GREEDY))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def check_alone(
             fed = [token]
 
 
-def limited(model: Transformer, blocks: int, **values: int) -> Engine:
+def limited(model: Transformer, blocks: int, **values: Any) -> Engine:
     """An engine with so many blocks."""
     config = EngineConfig(**values)
     fixed = config.for_one(model.cache_shape, 1, 0)
@@ -143,11 +144,12 @@ class Talk:
     step=st.integers(6, 80),
     saved=st.sampled_from([0, 1 << 30]),
     temperature=st.sampled_from([0.0, 1.0]),
+    disk=st.booleans(),
 )
 def test_conversations_side_by_side(
-    tiny, witness, talks, blocks, running, snapshots, step, saved, temperature
+    tiny, witness, tmp_path_factory, talks, blocks, running, snapshots, step, saved, temperature, disk
 ):
-    witness.seen.clear()
+    """With a disk, twice: the second engine has nothing in memory."""
 
     async def converse(own: Engine, number: int) -> None:
         system, turns = talks[number]
@@ -165,8 +167,11 @@ def test_conversations_side_by_side(
         await asyncio.gather(*(converse(own, number) for number in range(len(talks))))
 
     values = {"max_running": running, "snapshots": snapshots, "step_tokens": step, "saved_memory": saved}
-    with limited(tiny.model, blocks, snapshot_every=50, **values) as own:
-        asyncio.run(everybody(own))
+    folder = tmp_path_factory.mktemp("cache") if disk else None
+    for _ in range(2 if disk else 1):
+        witness.seen.clear()
+        with limited(tiny.model, blocks, snapshot_every=50, cache_dir=folder, **values) as own:
+            asyncio.run(everybody(own))
 
 
 def test_preempted_in_the_middle_of_a_prompt_and_of_an_answer(tiny, witness):

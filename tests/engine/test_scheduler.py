@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fourfold.engine.job import Discard, Job, Keep, Phase, Restart, Resume, Save
+from fourfold.engine.job import Discard, Job, Keep, Load, Phase, Restart, Resume, Save
 from fourfold.engine.limits import Limits
 from fourfold.engine.radix import TokenIds
 from fourfold.engine.scheduler import OVERTAKES, PATIENCE, Scheduler
@@ -38,7 +38,10 @@ def job(prompt: str, priority: int = 0) -> Job:
 
 @dataclass
 class World:
-    """Plays the model: a slot holds the tokens it has seen, a block the tokens written to it."""
+    """Plays the model: a slot holds the tokens it has seen, a block the tokens written to it.
+
+    delay: steps that a disk takes, which then has every state that was ever kept; each third is damaged.
+    """
 
     scheduler: Scheduler
     left: dict[Job, int] = field(default_factory=dict)
@@ -48,6 +51,16 @@ class World:
     blocks: dict[int, dict[int, int]] = field(default_factory=dict)
     saved: dict[Job, tuple[tuple[int, ...], list[dict[int, int]]]] = field(default_factory=dict)
     steps: int = 0
+    delay: int | None = None
+    disk: set[tuple[int, ...]] = field(default_factory=set)
+    loading: dict[Job, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.delay is not None:
+            self.scheduler.stored = self.stored
+
+    def stored(self, tokens: TokenIds, limit: int) -> int:
+        return max((n for n in range(limit + 1) if tuple(tokens.ids[:n]) in self.disk), default=0)
 
     def submit(self, new: Job, answer: int) -> Job:
         self.scheduler.submit(new)
@@ -59,7 +72,22 @@ class World:
             self.scheduler.end(old, keep=False)
             self.check_accounts()
 
+    def arrive(self) -> None:
+        for one, due in list(self.loading.items()):
+            if self.steps < due:
+                continue
+            del self.loading[one]
+            ids = one.tokens.ids[: one.computed]
+            if len(ids) % 3 == 0:
+                self.disk.remove(tuple(ids))
+                self.scheduler.loaded(one, 0)
+                continue
+            pieces = [ids[i : i + SIZE] for i in range(0, len(ids), SIZE)]
+            self.saved[one] = tuple(ids), [dict(enumerate(piece)) for piece in pieces]
+            self.scheduler.loaded(one, len(ids))
+
     def step(self) -> dict[Job, int]:
+        self.arrive()
         planned = self.scheduler.plan()
         shares = {share.job: share.new for share in planned}
         self.act()
@@ -97,6 +125,10 @@ class World:
         assert len({k.snapshot_slot for k in kept}) == len(kept)
         for k in kept:
             self.snapshots[k.snapshot_slot] = tuple(k.job.tokens.ids[: k.position])
+            self.disk.add(self.snapshots[k.snapshot_slot])
+            for position in range(k.position):
+                block = self.blocks[k.blocks[position // SIZE]]
+                assert block[position % SIZE] == k.job.tokens.ids[position]
 
     def act(self) -> None:
         while self.scheduler.actions:
@@ -112,8 +144,12 @@ class World:
                 case Resume(job=one, slot=slot, blocks=blocks):
                     self.slots[slot], contents = self.saved.pop(one)
                     self.blocks |= zip(blocks, contents, strict=True)
+                    self.keep(self.scheduler.resumed(one))
                 case Discard(job=one):
-                    del self.saved[one]
+                    del (self.saved if one in self.saved else self.loading)[one]
+                case Load(job=one):
+                    assert self.delay is not None
+                    self.loading[one] = self.steps + self.delay
 
     def check_accounts(self) -> None:
         """Nothing leaked, nothing given out twice."""
@@ -135,6 +171,7 @@ class World:
             assert self.steps < most
         assert not self.left
         assert not self.saved
+        assert not self.loading
         assert self.scheduler.pool.free + self.scheduler.pool.evictable == self.scheduler.pool.count
         while len(self.scheduler.tree):
             self.scheduler.tree.evict()
@@ -157,8 +194,11 @@ ARRIVAL = st.tuples(
     blocks=st.integers(12, 30),
     snapshots=st.integers(0, 6),
     saved=st.sampled_from([0, 5, 100]),
+    delay=st.sampled_from([None, 0, 2]),
 )
-def test_every_request_ends_and_nothing_is_lost_or_used_twice(arrivals, running, blocks, snapshots, saved):
+def test_every_request_ends_and_nothing_is_lost_or_used_twice(
+    arrivals, running, blocks, snapshots, saved, delay
+):
     world = World(
         Scheduler(
             limits(
@@ -168,7 +208,8 @@ def test_every_request_ends_and_nothing_is_lost_or_used_twice(arrivals, running,
                 saved_bytes=saved,
                 step_tokens=2 * running + 3,
             )
-        )
+        ),
+        delay=delay,
     )
     cancels: list[tuple[int, Job]] = []
     for prompt, answer, priority, pause, cancelled in arrivals:
@@ -285,3 +326,35 @@ def test_ending_a_request_in_every_phase_frees_all(keep):
         world.act()
     assert world.scheduler.pool.free == world.scheduler.pool.count
     assert world.scheduler.saved_bytes == 0
+
+
+def test_what_is_longer_on_disk_than_in_memory_is_read_once_for_all_who_begin_with_it():
+    world = World(Scheduler(limits(blocks=100, snapshot_every=1000, saved_bytes=100)), delay=2)
+    world.disk.add(tuple(map(ord, "a" * 40)))
+    first, second = (world.submit(job("a" * 40 + end), 2) for end in "bc")
+    assert world.step() == world.step() == {}
+    assert (first.phase, second.phase) == (Phase.LOADING, Phase.WAITING)
+    world.finish()
+    assert first.cached == second.cached == 40
+    assert world.scheduler.counters.stored_tokens == 40
+
+
+def test_without_room_for_a_state_from_disk_its_tokens_are_computed():
+    """Room for a slot and seven blocks: the longer state does not come, the shorter one does."""
+    world = World(Scheduler(limits(blocks=100, snapshots=0, saved_bytes=8)), delay=0)
+    world.disk |= {tuple(map(ord, "a" * 40)), tuple(map(ord, "a" * 28))}
+    one = world.submit(job("a" * 41), 0)
+    world.finish()
+    assert one.cached == 28
+
+
+def test_a_request_that_is_given_up_while_it_is_read_leaves_nothing():
+    world = World(Scheduler(limits(saved_bytes=100)), delay=5)
+    world.disk.add(tuple(map(ord, "a" * 20)))
+    one = world.submit(job("a" * 21), 0)
+    world.step()
+    assert one in world.loading
+    world.cancel(one)
+    world.act()
+    world.scheduler.loaded(one, 20)
+    world.finish()
