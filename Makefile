@@ -49,7 +49,7 @@ test-neon:
 # torch_npu goes into build/, and none that is in this environment may be loaded on the way.
 test-ascend: $(DEV)
 	TORCH_DEVICE_BACKEND_AUTOLOAD=0 $(BIN)/python -m tests.ascend.emulator.build
-	TORCH_DEVICE_BACKEND_AUTOLOAD=0 $(BIN)/python -m pytest -m ascend tests/ascend
+	TORCH_DEVICE_BACKEND_AUTOLOAD=0 $(BIN)/python -m pytest -m ascend -rP tests/ascend
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .

@@ -11,9 +11,12 @@ from pathlib import Path
 from tests.ascend.emulator import build
 
 ROOT = Path(__file__).parents[2]
+EXPORTS = "FOURFOLD_TEST_EXPORTS"
 CHIPS = {"A2": "Ascend910B1", "A3": "Ascend910_9391", "A5": "Ascend950DT_950x"}
 """Generation -> the chip whose name the emulator reports."""
 
+MEASURED = "measured: "
+"""How a test begins a line that `make test-ascend` shows."""
 # What torch_npu says, once, where it brings a tensor to the CPU and back because it lacks an operator.
 _FALLBACK = "fall back to run on the CPU"
 
@@ -26,15 +29,23 @@ class Outcome:
     output: str
     entry_points: list[str]
 
+    @property
+    def measured(self) -> str:
+        """The lines that report something."""
+        return "\n".join(line for line in self.output.splitlines() if line.startswith(MEASURED))
 
-def run_tests(generation: str, file: Path, folder: Path, *options: str) -> Outcome:
-    """Run a file of tests on npu:0 of an emulated generation.  folder: for notes of the run."""
+
+def run_tests(generation: str, file: Path, folder: Path, exports: Path | None = None) -> Outcome:
+    """Run a file of tests on npu:0 of an emulated generation.
+
+    folder: for notes of the run.  exports: where the converted checkpoints are, for shipped.py.
+    """
     used = folder / "entry_points"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options, str(file)]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:cacheprovider", str(file)]
     done = subprocess.run(
         command,
         cwd=ROOT,
-        env=_environment(generation, used),
+        env=_environment(generation, used) | ({} if exports is None else {EXPORTS: str(exports)}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

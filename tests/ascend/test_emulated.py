@@ -7,20 +7,32 @@ from pathlib import Path
 
 import pytest
 
+import fourfold
+from fourfold.weights.export import export_recipe
 from tests.ascend import emulation
 from tests.ascend.emulator import build
 from tests.ascend.tables import ENTRY_POINTS, OPERATORS, native_operators
 
 pytestmark = pytest.mark.ascend
 HERE = Path(__file__).parent
-FILES = ("runtime", "operators", "model", "full_size")
+FILES = ("runtime", "operators", "model", "shipped", "full_size")
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model as each recipe converts it."""
+    folder = tmp_path_factory.mktemp("exports")
+    for recipe in ("w8a8", "w4a8"):
+        export_recipe(fourfold.shipped_model(), folder / recipe, recipe, progress=False)
+    return folder
 
 
 @pytest.mark.parametrize("generation", emulation.CHIPS)
 @pytest.mark.parametrize("file", FILES)
-def test_emulated(generation: str, file: str, tmp_path: Path) -> None:
-    outcome = emulation.run_tests(generation, HERE / "emulated" / f"{file}.py", tmp_path)
+def test_emulated(generation: str, file: str, tmp_path: Path, exports: Path) -> None:
+    outcome = emulation.run_tests(generation, HERE / "emulated" / f"{file}.py", tmp_path, exports)
     assert outcome.code == 0, outcome.output
+    print(outcome.measured)
     if file == "model":
         known = tomllib.loads(ENTRY_POINTS.read_text())[generation]
         assert outcome.entry_points == known, "other functions ran: python -m tests.ascend.tables"

@@ -16,6 +16,11 @@ from fourfold.kernels import reference
 A5 = "950" in torch.get_device_module("npu").get_device_name(0)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def npu(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.randn(shape).to(dtype).to("npu")
 
@@ -131,7 +136,8 @@ def _mx_quant() -> None:
     x = torch.randn(5, 64).bfloat16()
     code, scale = torch_npu.npu_dynamic_mx_quant(x.to("npu"), dst_type=torch.float8_e4m3fn)
     unit = torch.exp2(scale.cpu().view(torch.uint8).flatten(1).float() - 127)
-    assert near((code.cpu().float().unflatten(-1, (-1, 32)) * unit[..., None]).flatten(1), x, 0.07)
+    # A group's largest value is below 512 units, and what exceeds 448, the largest of e4m3, becomes that.
+    assert near((code.cpu().float().unflatten(-1, (-1, 32)) * unit[..., None]).flatten(1), x, 1 / 8)
 
 
 @pytest.mark.parametrize("form", [_hyper_connections, _mx_quant])
