@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fourfold.cli import console
 from fourfold.engine.generate import Generation
-from fourfold.protocol import Chat, Delta
+from fourfold.protocol import Chat, Part, TextDelta
 
 
 @dataclass
@@ -24,23 +25,28 @@ def speak(generation: Generation, chat: Chat | None, *, show: bool = True) -> Sp
     parser = chat.parser() if chat is not None else None
     spoken = Spoken()
 
-    def take(delta: Delta) -> None:
-        spoken.reasoning += delta.reasoning
-        spoken.text += delta.content
-        if show and delta.reasoning:
-            console.aside(delta.reasoning)
-        if show and delta.content:
-            if spoken.reasoning and spoken.text == delta.content:
-                console.aside("\n\n")
-            console.answer(delta.content)
+    def take(parts: Sequence[Part]) -> None:
+        for part in parts:
+            if not isinstance(part, TextDelta):
+                continue  # a call: nothing here has tools
+            if part.reasoning:
+                spoken.reasoning += part.text
+            else:
+                spoken.text += part.text
+            if show and part.reasoning:
+                console.aside(part.text)
+            elif show:
+                if spoken.reasoning and spoken.text == part.text:
+                    console.aside("\n\n")
+                console.answer(part.text)
 
     try:
         for piece in generation:
-            take(parser.push(piece) if parser else Delta(content=piece))
+            take(parser.push(piece) if parser else [TextDelta(piece)])
     except KeyboardInterrupt:
         spoken.interrupted = True
         rest = generation.rest()
-        take(parser.push(rest) if parser else Delta(content=rest))
+        take(parser.push(rest) if parser else [TextDelta(rest)])
     if parser:
         take(parser.finish())
     return spoken

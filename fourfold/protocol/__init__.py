@@ -1,5 +1,31 @@
-"""The thin adapter to `deepseek-recipe`, the publisher's own prompt and stream library."""
+"""Between protocols and the model: prompts by `deepseek-recipe`, the publisher's own library, and answers."""
 
-from fourfold.protocol.chat import AnswerParser, Chat, Delta, Effort, Prompt, PromptFormat, prompt_format
+from fourfold.protocol.chat import Chat, Effort
+from fourfold.protocol.conversion import (
+    Family,
+    Prompt,
+    PromptFormat,
+    Turn,
+    convert,
+    prompt_format,
+    thinks_unasked,
+)
+from fourfold.protocol.parser import AnswerParser, Part, Stage, TextDelta
+from fourfold.protocol.tool_calls import CallDelta
 
-__all__ = ["AnswerParser", "Chat", "Delta", "Effort", "Prompt", "PromptFormat", "prompt_format"]
+__all__ = [
+    "AnswerParser",
+    "CallDelta",
+    "Chat",
+    "Effort",
+    "Family",
+    "Part",
+    "Prompt",
+    "PromptFormat",
+    "Stage",
+    "TextDelta",
+    "Turn",
+    "convert",
+    "prompt_format",
+    "thinks_unasked",
+]

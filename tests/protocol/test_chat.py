@@ -1,4 +1,4 @@
-"""The chat format: the publisher's prompts to the letter, no injection, and malformed answers survived."""
+"""The chat format: the publisher's prompts to the letter, and no injection."""
 
 from __future__ import annotations
 
@@ -16,17 +16,6 @@ from fourfold.tokenizer import Tokenizer, tokenizer
 VECTORS = json.loads(
     (Path(__file__).parents[1] / "vectors" / "prompt_vectors.json").read_text(encoding="utf-8")
 )
-TOOL_CALL = (
-    '\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n'
-    '<｜DSML｜parameter name="k" string="true">v</｜DSML｜parameter>\n'
-    "</｜DSML｜invoke>\n</｜DSML｜tool_calls>"
-)
-TOOLS = [
-    {
-        "type": "function",
-        "function": {"name": "f", "parameters": {"type": "object", "properties": {"k": {"type": "string"}}}},
-    }
-]
 
 
 @pytest.fixture(scope="module")
@@ -90,51 +79,6 @@ def test_special_tokens_spelled_by_a_user_stay_text(tok):
 )
 def test_format_by_name(name, format):
     assert prompt_format(name) == format
-
-
-def answer(text: str, *, thinking: bool, step: int, tools: Any = ()) -> tuple[str, str, list[Any]]:
-    parser = Chat(messages=[{"role": "user", "content": "x"}], thinking=thinking, tools=tools).parser()
-    deltas = [parser.push(text[i : i + step]) for i in range(0, len(text), step)] + [parser.finish()]
-    calls = [call for delta in deltas for call in delta.tool_calls]
-    return "".join(d.reasoning for d in deltas), "".join(d.content for d in deltas), calls
-
-
-@pytest.mark.parametrize("step", [1, 3, 1000])
-@pytest.mark.parametrize(
-    ("text", "thinking", "reasoning", "content"),
-    [
-        ("why</think>because", True, "why", "because"),
-        ("never closed", True, "never closed", ""),
-        ("cut in </thi", True, "cut in </thi", ""),
-        ("plain", False, "", "plain"),
-        ("a < b <thi", False, "", "a < b <thi"),
-        ("", True, "", ""),
-    ],
-)
-def test_answers_lose_no_text(text, thinking, reasoning, content, step):
-    assert answer(text, thinking=thinking, step=step) == (reasoning, content, [])
-
-
-@pytest.mark.parametrize("step", [1, 1000])
-def test_tool_calls_are_parsed(step):
-    _, content, calls = answer("ok" + TOOL_CALL, thinking=False, step=step, tools=TOOLS)
-    assert content.strip() == "ok"
-    assert "".join(call["function"].get("name") or "" for call in calls) == "f"
-    assert json.loads("".join(call["function"].get("arguments") or "" for call in calls)) == {"k": "v"}
-
-
-@pytest.mark.parametrize("cut", range(5, len(TOOL_CALL), 23))
-def test_a_tool_call_cut_short_never_crashes(cut):
-    _, content, calls = answer("ok" + TOOL_CALL[:cut], thinking=False, step=7, tools=TOOLS)
-    assert content.startswith("ok")
-    assert calls or TOOL_CALL[:cut].strip() in content
-
-
-def test_finish_twice_is_nothing():
-    parser = Chat(messages=[{"role": "user", "content": "x"}]).parser()
-    parser.push("a")
-    parser.finish()
-    assert parser.finish().content == ""
 
 
 @pytest.mark.parametrize(
