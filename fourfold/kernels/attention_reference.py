@@ -79,12 +79,17 @@ def _gathering_pays(entries: Tensor, index: Tensor) -> bool:
 
 
 def ranged(q: Tensor, kv: Tensor, rows: Tensor) -> Source:
-    """Scores of the rows from the first that any query sees to the last: asks the device for both."""
-    low, high = int(rows[..., 0].min()), int(rows[..., 1].max())
+    """Scores of the rows from the first that any query sees to the last."""
+    low, high = _bounds(rows)
     kv = kv[:, low:high].to(torch.float32)
     position = torch.arange(low, max(high, low), device=q.device)
     mask = (position >= rows[..., :1]) & (position < rows[..., 1:])
     return _shared_scores(q, kv), mask.unsqueeze(1), kv
+
+
+def _bounds(rows: Tensor) -> tuple[int, int]:
+    """The first row that any query sees, and the last and one: asks the device."""
+    return int(rows[..., 0].min()), int(rows[..., 1].max())
 
 
 def whole(q: Tensor, kv: Tensor, rows: Tensor) -> Source:

@@ -16,7 +16,7 @@ CHIPS = {"A2": "Ascend910B1", "A3": "Ascend910_9391", "A5": "Ascend950DT_950x"}
 """Generation -> the chip whose name the emulator reports."""
 
 MEASURED = "measured: "
-"""How a test begins a line that `make test-ascend` shows."""
+"""How a test begins a line that reports something; `make test-ascend` prints it."""
 # What torch_npu says, once, where it brings a tensor to the CPU and back because it lacks an operator.
 _FALLBACK = "fall back to run on the CPU"
 
@@ -31,8 +31,9 @@ class Outcome:
 
     @property
     def measured(self) -> str:
-        """The lines that report something."""
-        return "\n".join(line for line in self.output.splitlines() if line.startswith(MEASURED))
+        """What the tests report, a line each."""
+        lines = self.output.splitlines()
+        return "\n".join(line.removeprefix(MEASURED) for line in lines if line.startswith(MEASURED))
 
 
 def run_tests(generation: str, file: Path, folder: Path, exports: Path | None = None) -> Outcome:

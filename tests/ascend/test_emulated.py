@@ -11,7 +11,7 @@ import fourfold
 from fourfold.weights.export import export_recipe
 from tests.ascend import emulation
 from tests.ascend.emulator import build
-from tests.ascend.tables import ENTRY_POINTS, OPERATORS, native_operators
+from tests.ascend.tables import ENTRY_POINTS, OPERATORS, memory_rows, native_operators, same_memory
 
 pytestmark = pytest.mark.ascend
 HERE = Path(__file__).parent
@@ -35,7 +35,10 @@ def test_emulated(generation: str, file: str, tmp_path: Path, exports: Path) -> 
     print(outcome.measured)
     if file == "model":
         known = tomllib.loads(ENTRY_POINTS.read_text())[generation]
-        assert outcome.entry_points == known, "other functions ran: python -m tests.ascend.tables"
+        assert outcome.entry_points == known, "others ran: python -m tests.ascend.tables entry_points"
+    if file == "full_size":
+        rows = memory_rows(outcome.measured)
+        assert same_memory(rows, generation), "docs/ascend.md differs: python -m tests.ascend.tables memory"
 
 
 def test_the_list_of_torch_npus_operators_is_that_of_the_wheel() -> None:
