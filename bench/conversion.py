@@ -65,7 +65,7 @@ def quality(expected: list[Tensor], got: Iterator[Tensor], samples: list[Sample]
         kl += float(kl_divergence(before, after).sum())
         same += float((before.argmax(-1) == after.argmax(-1)).sum())
         tokens += len(before)
-        start = max(sample.answer_from, 1)
+        start = max(int(sample.answer.argmax()), 1)
         targets = torch.from_numpy(sample.ids[start:]).long()
         loss += float(torch.nn.functional.cross_entropy(after[start - 1 : -1], targets, reduction="sum"))
         answers += len(targets)

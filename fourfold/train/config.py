@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from fourfold.errors import ConfigError
+from fourfold.protocol import PromptFormat
 
 SectionT = TypeVar("SectionT")
 
@@ -60,7 +61,8 @@ class DataSection:
     held_out_share: share of every training file that is put aside when `held_out` is empty.
     sequence_length: tokens of a row (T).   batch_size: rows of a step (B).
     accumulate: parts that a step's rows are computed in, one after the other, where memory does not hold all.
-    loss_on: "all" tokens, or "answers": only what follows the assistant mark.
+    loss_on: "all" tokens, or "answers": only what the assistant says.
+    prompt_format: of conversations ("messages"), "preview" or "0813".
     seed: of the shuffling.
     """
 
@@ -72,6 +74,7 @@ class DataSection:
     batch_size: int = 16
     accumulate: int = 1
     loss_on: str = "all"
+    prompt_format: PromptFormat = "preview"
     seed: int = 0
 
 
@@ -313,6 +316,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} must be a list, not {value!r}")
         return tuple(_convert(get_args(hint)[0], item, where) for item in value)
     assert not isinstance(hint, UnionType)
+    hint = str if get_origin(hint) is Literal else hint  # CHOICES has what is allowed
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
@@ -323,6 +327,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 CHOICES: dict[str, tuple[str, ...]] = {
     "model.kind": ("v4", "dense"),
     "data.loss_on": ("all", "answers"),
+    "data.prompt_format": ("preview", "0813"),
     "optimizer.matrices": ("muon", "adamw"),
     "distil.direction": ("forward", "reverse"),
     "schedule.kind": ("cosine", "wsd", "constant"),

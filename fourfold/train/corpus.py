@@ -1,6 +1,7 @@
 """Text samples on disk to token samples in memory.
 
-A record is a JSON object with "text", or with "prompt" and "response"; "kind" is kept for statistics and
+A record is a JSON object with "text", with "prompt" and "response", or with "messages" (and "tools") as in
+Chat Completions; "kind" is kept for statistics and
 filtering, and other keys ("source", "licence", ...) are provenance that training does not read.
 Conversations use V4's non-thinking encoding, with the marks as tokens and the words of both sides as plain
 text: a user who types a mark's spelling must not forge one.
@@ -18,20 +19,22 @@ from typing import Any
 import numpy as np
 
 from fourfold.errors import TrainError
+from fourfold.protocol import PromptFormat
 from fourfold.tokenizer import Tokenizer
+from fourfold.train.chat_samples import EOS, Encoded, conversation
 from fourfold.train.config import FileSection
 
-BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
+BOS = "<｜begin▁of▁sentence｜>"
 PAD = "<｜▁pad▁｜>"
 USER, ASSISTANT, NO_THINKING = "<｜User｜>", "<｜Assistant｜>", "</think>"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """ids: int32 [n].  answer_from: index of the first token of the answer (0: all is answer)."""
+    """ids: int32 [n].  answer: bool [n], the tokens that an answer is made of (all of a text)."""
 
     ids: np.ndarray
-    answer_from: int
+    answer: np.ndarray
     kind: str
     weight: float
 
@@ -39,9 +42,13 @@ class Sample:
 class Encoder:
     """Records to ids with the tokenizer of the trained model."""
 
-    def __init__(self, path: str | Path) -> None:
-        """path: tokenizer.json or its folder.  Raises TokenizerError if it is missing or lacks a mark."""
+    def __init__(self, path: str | Path, prompt_format: PromptFormat = "preview") -> None:
+        """path: tokenizer.json or its folder.  prompt_format: of "messages".
+
+        Raises TokenizerError if it is missing or lacks a mark.
+        """
         self.tokenizer = Tokenizer(path)
+        self.prompt_format = prompt_format
         self.marks = {m: self.tokenizer.token_id(m) for m in (BOS, EOS, USER, ASSISTANT, NO_THINKING)}
         self.pad = self.tokenizer.special_ids.get(PAD, self.marks[EOS])
 
@@ -52,6 +59,13 @@ class Encoder:
             return [marks[BOS], *encode(record["text"]), marks[EOS]], 0
         head = [marks[BOS], marks[USER], *encode(record["prompt"]), marks[ASSISTANT], marks[NO_THINKING]]
         return [*head, *encode(record["response"]), marks[EOS]], len(head)
+
+    def samples(self, record: dict[str, Any]) -> list[Encoded]:
+        """Ids, and which of them are an answer's, of all samples of one record."""
+        if "messages" in record:
+            return conversation(record, self.tokenizer, self.marks[EOS], self.prompt_format)
+        ids, start = self.record(record)
+        return [(ids, [False] * start + [True] * (len(ids) - start))]
 
 
 def read_records(section: FileSection) -> Iterator[dict[str, Any]]:
@@ -72,13 +86,22 @@ def read_records(section: FileSection) -> Iterator[dict[str, Any]]:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
                 raise TrainError(f"{path}, line {number}: not JSON ({error.msg})") from error
-            texts = [record.get(key) for key in (("text",) if "text" in record else ("prompt", "response"))]
-            if not all(isinstance(text, str) and text for text in texts):
+            if not _usable(record):
                 raise TrainError(
-                    f'{path}, line {number}: needs "text", or "prompt" and "response", as strings'
+                    f'{path}, line {number}: needs "text", or "prompt" and "response", as strings, or '
+                    '"messages", a list of objects'
                 )
             if not section.kinds or record.get("kind") in section.kinds:
                 yield record
+
+
+def _usable(record: Any) -> bool:
+    if not isinstance(record, dict):
+        return False
+    if isinstance(messages := record.get("messages"), list):
+        return bool(messages) and all(isinstance(message, dict) for message in messages)
+    texts = [record.get(key) for key in (("text",) if "text" in record else ("prompt", "response"))]
+    return all(isinstance(text, str) and text for text in texts)
 
 
 def read_samples(encoder: Encoder, sections: tuple[FileSection, ...]) -> list[Sample]:
@@ -86,15 +109,15 @@ def read_samples(encoder: Encoder, sections: tuple[FileSection, ...]) -> list[Sa
     samples = []
     for section in sections:
         for record in read_records(section):
-            ids, answer_from = encoder.record(record)
-            samples.append(
+            samples += [
                 Sample(
                     ids=np.asarray(ids, dtype=np.int32),
-                    answer_from=answer_from,
+                    answer=np.asarray(answer, dtype=bool),
                     kind=str(record.get("kind", "text")),
                     weight=section.weight,
                 )
-            )
+                for ids, answer in encoder.samples(record)
+            ]
     if not samples:
         raise TrainError(f"no samples in {', '.join(s.path for s in sections)}")
     return samples

@@ -50,17 +50,17 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A sample, or part of one that is longer than a row.  learn_from: first index that may be a target."""
+    """A sample, or part of one that is longer than a row.  learn: bool, the tokens that may be targets."""
 
     ids: np.ndarray
-    learn_from: int
+    learn: np.ndarray
 
 
 def cut(sample: Sample, length: int, answers_only: bool) -> list[Piece]:
     """The sample in pieces of at most `length` tokens."""
-    learn_from = sample.answer_from if answers_only else 0
+    learn = sample.answer if answers_only else np.ones(len(sample.ids), dtype=bool)
     return [
-        Piece(ids=sample.ids[start : start + length], learn_from=max(learn_from - start, 0))
+        Piece(ids=sample.ids[start : start + length], learn=learn[start : start + length])
         for start in range(0, len(sample.ids), length)
     ]
 
@@ -158,7 +158,7 @@ class PackedData:
                 ids[r, start : start + size] = piece.ids
                 segments[r, start : start + size] = number
                 for ahead in (1, 2):
-                    known = np.where(np.arange(size) >= piece.learn_from, piece.ids, IGNORE)
+                    known = np.where(piece.learn, piece.ids, IGNORE)
                     targets[ahead - 1, r, start : start + max(size - ahead, 0)] = known[ahead:]
                 start += size
             segments[r, start:] = len(pieces)

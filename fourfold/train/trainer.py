@@ -61,7 +61,7 @@ class Trainer:
         self.folder = Path(config.run.dir)
         self.device = torch.device(config.run.device)
         self.dtype = getattr(torch, config.run.dtype)
-        encoder = Encoder(config.data.tokenizer)
+        encoder = Encoder(config.data.tokenizer, config.data.prompt_format)
         self.data, self.held_out = _datasets(config, encoder)
         self.objective: Objective = build_objective(config, encoder.tokenizer, self.device)
         self.optimizer = Optimizer(self.objective.module.named_parameters(), config.optimizer)

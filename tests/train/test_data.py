@@ -21,7 +21,8 @@ BOS, EOS, USER, ASSISTANT, NO_THINKING = 0, 1, 3, 4, 6
 
 
 def sample(*ids: int, answer_from: int = 0, weight: float = 1.0) -> Sample:
-    return Sample(ids=np.asarray(ids, dtype=np.int32), answer_from=answer_from, kind="text", weight=weight)
+    answer = np.arange(len(ids)) >= answer_from
+    return Sample(ids=np.asarray(ids, dtype=np.int32), answer=answer, kind="text", weight=weight)
 
 
 def stream(samples: list[Sample], **options: object) -> PackedData:
@@ -92,7 +93,7 @@ def test_long_samples_are_cut_and_stay_whole_together() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=300), st.integers(40, 64))
 def test_packing_loses_nothing_and_overflows_nothing(sizes: list[int], length: int) -> None:
-    pieces = [Piece(ids=np.full(size, i), learn_from=0) for i, size in enumerate(sizes)]
+    pieces = [Piece(ids=np.full(size, i), learn=np.ones(size, dtype=bool)) for i, size in enumerate(sizes)]
     rows = pack(pieces, length)
     assert sorted(int(p.ids[0]) for row in rows for p in row) == list(range(len(sizes)))
     assert all(sum(len(p.ids) for p in row) <= length for row in rows)
