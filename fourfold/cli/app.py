@@ -9,6 +9,7 @@ import typer
 import fourfold
 from fourfold.cli.bench import bench
 from fourfold.cli.chat import chat
+from fourfold.cli.distil import distil
 from fourfold.cli.evaluate import evaluate
 from fourfold.cli.export import export
 from fourfold.cli.generate import generate
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (chat, generate, inspect, plan, bench, verify, export, synth, train, kernels):
+for command in (chat, generate, inspect, plan, bench, verify, export, synth, train, distil, kernels):
     app.command()(command)
 app.command("eval")(evaluate)
 

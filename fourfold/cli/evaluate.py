@@ -65,7 +65,7 @@ def evaluate(
         rows = []
         for i, figure in enumerate(ours[task.name]):
             other = None if theirs is None else theirs[task.name][i]
-            rows.append((figure.name, f"{len(task.records):,}", *_cells(figure, other)))
+            rows.append((figure.name, f"{len(task.records):,}", *cells(figure, other)))
         console.table(task.name, columns, rows)
 
 
@@ -93,7 +93,8 @@ def _figures(
         return found
 
 
-def _cells(figure: Figure, other: Figure | None) -> tuple[str, ...]:
+def cells(figure: Figure, other: Figure | None) -> tuple[str, ...]:
+    """A figure with its interval; beside another: both, the difference with its interval, the verdict."""
     from fourfold.evaluation.intervals import difference, interval
 
     if other is None:

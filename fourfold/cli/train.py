@@ -43,10 +43,10 @@ def train(
     from fourfold.train.config import load_config
     from fourfold.train.trainer import train as run
 
-    changes = list(set or [])
+    overrides = list(set or [])
     if threads:
-        changes.append(f"run.threads={threads}")
-    result = run(load_config(config, changes))
+        overrides.append(f"run.threads={threads}")
+    result = run(load_config(config, overrides))
     if json:
         console.document(_document(result))
         return

@@ -18,7 +18,6 @@ from fourfold.errors import ConfigError, TrainError
 from fourfold.model.numerics import Numerics
 from fourfold.model.transformer import Transformer
 from fourfold.tokenizer import Tokenizer
-from fourfold.train import checkpoint
 from fourfold.train.anticipation import Anticipation, follow, note
 from fourfold.train.config import TrainConfig
 from fourfold.train.data import Batch, PackedData
@@ -28,6 +27,7 @@ from fourfold.train.fused import Fused, every_visible
 from fourfold.train.indexer import IndexerLoss
 from fourfold.train.initialise import initialise
 from fourfold.train.losses import head_cross_entropy, sequence_balance, update_bias
+from fourfold.train.masters import read_masters
 from fourfold.train.recompute import recompute_blocks
 from fourfold.train.record import Progress
 from fourfold.weights.names import checkpoint_spec, parameter_of
@@ -126,7 +126,7 @@ class _Common:
         """Weights to start from, and what watches them."""
         initialise(self.module, self.config.model.init_std)
         if folder := self.config.model.init_from:
-            self.load_masters(checkpoint.load(Path(folder))[0], Path(folder))
+            self.load_masters(read_masters(Path(folder)), Path(folder))
         self.anticipation = Anticipation(dict(self.module.named_parameters()), self.config.stability)
 
 
