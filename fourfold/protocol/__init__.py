@@ -10,7 +10,7 @@ from fourfold.protocol.conversion import (
     prompt_format,
     thinks_unasked,
 )
-from fourfold.protocol.parser import AnswerParser, Part, Stage, TextDelta
+from fourfold.protocol.parser import AnswerParser, Part, Stage, TextDelta, joined
 from fourfold.protocol.tool_calls import CallDelta
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "TextDelta",
     "Turn",
     "convert",
+    "joined",
     "prompt_format",
     "thinks_unasked",
 ]
