@@ -21,7 +21,8 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 COMMANDS = (
-    "chat", "generate", "inspect", "plan", "bench", "verify", "export", "synth", "train", "eval", "kernels",
+    "chat", "generate", "serve", "inspect", "plan", "bench", "verify", "export", "synth", "train", "eval",
+    "kernels",
 )  # fmt: skip
 
 SECTION = r"\d(?:\.\d+)+(?:, eq\. \d+(?:-\d+)?)?"

@@ -53,7 +53,7 @@ Event = Piece | End
 
 
 class Reply:
-    """The answers to one turn.  The request is with the engine when this is made.
+    """The answers to one turn.  The request is with the engine when this is made, until `events` or `close`.
 
     turn: how the text is read; None: it is content as it comes.  one_call: an answer ends before its
     second tool call.  usage: so far.  thinking: answers have reasoning.
@@ -131,6 +131,10 @@ class Reply:
             await chunks.aclose()
             call.completion_tokens += usage.completion
         self._server.metrics.whole.observe(time.perf_counter() - self._began)
+
+    def close(self) -> None:
+        """Give it up, if it has not ended."""
+        self._server.engine.cancel(self.answer)
 
     def _count(self, choice: _Choice, tokens: int) -> None:
         metrics, now = self._server.metrics, time.perf_counter()

@@ -192,12 +192,22 @@ async def chat(body: ChatRequest, request: Request) -> Response:
     asked = await run_in_threadpool(body.engine_request, server, turn)
     if server.config.log_prompts:
         call.texts.append(turn.prompt.text)
-    reply = Reply(server, call, asked, turn, one_call=body.parallel_tool_calls is False)
     chunks = Chunks(server, body)
+
+    def begin() -> Reply:
+        return Reply(server, call, asked, turn, one_call=body.parallel_tool_calls is False)
+
     if body.stream:
-        return EventStream(server, call, chunks.stream(reply), lambda error: sse(error.document(call.path)))
-    wholes = await unless_gone(request, gathered(reply))
-    return Document(chunks.whole(reply, wholes))
+        reply = begin()
+        return EventStream(
+            server, call, reply, chunks.stream(reply), lambda error: sse(error.document(call.path))
+        )
+
+    async def whole() -> dict[str, Any]:
+        reply = begin()
+        return chunks.whole(reply, await gathered(reply))
+
+    return Document(await unless_gone(request, whole()))
 
 
 class Chunks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import traceback
 from contextlib import AbstractContextManager, nullcontext
 
@@ -60,6 +61,10 @@ class Gate:
                 self._server.log.call(call)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send, call: Call, headers: Headers) -> None:
+        host = re.sub(r":\d+$", "", headers.get("host", "")).strip("[]").lower()
+        if self._server.config.hosts and host not in self._server.config.hosts:
+            allowed = ", ".join(self._server.config.hosts)
+            raise ApiError(403, f"the server is called {host!r} here; allowed: {allowed}")
         counted: AbstractContextManager[None] = nullcontext()
         if call.path not in OPEN_PATHS:
             call.key = self._keys.check(headers)

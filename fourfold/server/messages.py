@@ -16,7 +16,7 @@ from fourfold.engine.request import Request as EngineRequest
 from fourfold.protocol import CallDelta, Part, TextDelta, Turn, convert
 from fourfold.server.answering import End, Reply, Usage, Whole, constraint_of, gathered
 from fourfold.server.backend import Server
-from fourfold.server.errors import ApiError, Document
+from fourfold.server.errors import Document
 from fourfold.server.request import Body, SamplingFields, call_of, check_count, check_model, server_of
 from fourfold.server.stream import EventStream, sse, unless_gone
 
@@ -162,16 +162,24 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
     if server.config.log_prompts:
         call.texts.append(turn.prompt.text)
     alone = body.tool_choice is not None and body.tool_choice.disable_parallel_tool_use is True
-    reply = Reply(server, call, asked, turn, one_call=alone)
     message_id = f"msg_{secrets.token_hex(12)}"
+
+    def begin() -> Reply:
+        return Reply(server, call, asked, turn, one_call=alone)
+
     if body.stream:
+        reply = begin()
+        source = stream(reply, message_id, body.model)
+        return EventStream(
+            server, call, reply, source, lambda error: sse(error.document(call.path, call.id), "error")
+        )
 
-        def failed(error: ApiError) -> bytes:
-            return sse(error.document(call.path, call.id), "error")
+    async def whole() -> dict[str, Any]:
+        reply = begin()
+        (answer,) = await gathered(reply)
+        return _message(message_id, body.model, reply, answer)
 
-        return EventStream(server, call, stream(reply, message_id, body.model), failed)
-    (whole,) = await unless_gone(request, gathered(reply))
-    return Document(_message(message_id, body.model, reply, whole))
+    return Document(await unless_gone(request, whole()))
 
 
 @router.post("/v1/messages/count_tokens", operation_id="count_tokens", response_model=None)

@@ -25,7 +25,8 @@ class ServerConfig:
     key_running: requests of one key at once; key_rate: requests of one key a minute; 0: any number.
     keep_alive: seconds between comments while nothing is there to stream; slow_reader: seconds that a client
     may leave its end of a stream full; drain: seconds that running requests have after SIGTERM.
-    origins: web pages from which browsers may ask.  log_prompts: put prompts and answers into the log.
+    hosts: names that requests may call the server by, or any; they keep out web pages whose own name leads
+    here.  origins: of web pages from which browsers may ask.  log_prompts: put prompts and answers into the log.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ServerConfig:
     keep_alive: float = 10.0
     slow_reader: float = 60.0
     drain: float = 30.0
+    hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     log_prompts: bool = False
 

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from fourfold.server.answering import Reply
 from fourfold.server.backend import Server
 from fourfold.server.calls import Call
 from fourfold.server.errors import ApiError, api_error, written
@@ -31,13 +32,14 @@ def sse(content: Any, event: str | None = None) -> bytes:
 class EventStream(Response):
     """Events as they come.  The client's going ends them, as does one that leaves its end full for too long.
 
-    failed: how an error that comes in the middle is told.
+    reply: what the events are of; it ends with the stream.  failed: how an error in the middle is told.
     """
 
     def __init__(
         self,
         server: Server,
         call: Call,
+        reply: Reply,
         source: AsyncGenerator[bytes],
         failed: Callable[[ApiError], bytes],
     ) -> None:
@@ -47,6 +49,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._server = server
         self._call = call
+        self._reply = reply
         self._source = source
         self._failed = failed
         call.stream = True
@@ -69,6 +72,7 @@ class EventStream(Response):
         finally:
             gone.cancel()
             await self._source.aclose()
+            self._reply.close()  # closing an iterator that has not begun does nothing
 
     async def _pump(self, send: Send, gone: asyncio.Future[None]) -> bool:
         """Send events to their end; False: the client has gone."""
