@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -132,7 +132,7 @@ def serve(
     opened = open_model(
         model, device=device, numerics=numerics, threads=threads, ram=ram, expert_copy=expert_copy
     )
-    wanted = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    wanted: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     given = {key: value for key, value in wanted.items() if value is not None}
     config = replace(config, sampling=replace(opened.sampling, **given))
     with Engine(opened.model, engine_config) as engine:

@@ -29,6 +29,12 @@ _TYPES = {
 }
 
 _BRANCHES = {"str", "int", "float", "bool", "none"}
+_TAGS = {"text", "thinking", "tool_use", "tool_result"} | {  # of blocks and items, in a list of them
+    "message",
+    "reasoning",
+    "function_call",
+    "function_call_output",
+}
 
 
 @dataclass
@@ -119,6 +125,9 @@ def invalid(errors: Sequence[Mapping[str, Any]]) -> ApiError:
 def _named(path: Sequence[str | int]) -> str:
     """messages.0.content, without what pydantic calls the branches of a union (str, list[…], TextPart)."""
     *front, last = path or [""]
-    own = [str(part) for part in front if isinstance(part, int) or re.fullmatch("[a-z_]+", part)]
-    kept = [part for part in own if part not in _BRANCHES]
+    kept = []
+    for before, part in zip([None, *front], front, strict=False):
+        a_branch = part in _BRANCHES or (isinstance(before, int) and part in _TAGS)
+        if isinstance(part, int) or (not a_branch and re.fullmatch("[a-z_]+", part)):
+            kept.append(str(part))
     return ".".join([*kept, *([] if last in _BRANCHES else [str(last)])])

@@ -19,6 +19,9 @@ from fourfold.server.errors import ApiError, api_error
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """Those that need no key."""
 
+_QUIET = OPEN_PATHS | {"/metrics"}
+"""Those that machines ask every few seconds: not in the log."""
+
 _BODY_SECONDS = 60.0
 
 
@@ -57,7 +60,7 @@ class Gate:
             route = scope.get("route")
             path = route.path if isinstance(route, Route) else "other"
             self._server.metrics.http(call.method if route is not None else "other", path, call.status)
-            if call.path not in OPEN_PATHS:
+            if call.path not in _QUIET:
                 self._server.log.call(call)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send, call: Call, headers: Headers) -> None:

@@ -26,7 +26,7 @@ class ServerConfig:
     keep_alive: seconds between comments while nothing is there to stream; slow_reader: seconds that a client
     may leave its end of a stream full; drain: seconds that running requests have after SIGTERM.
     hosts: names that requests may call the server by, or any; they keep out web pages whose own name leads
-    here.  origins: of web pages from which browsers may ask.  log_prompts: put prompts and answers into the log.
+    here.  origins: of web pages that browsers may ask from.  log_prompts: they and answers go into the log.
     """
 
     name: str
