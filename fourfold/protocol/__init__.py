@@ -12,8 +12,10 @@ from fourfold.protocol.conversion import (
 )
 from fourfold.protocol.parser import AnswerParser, Part, Stage, TextDelta, joined
 from fourfold.protocol.tool_calls import CallDelta
+from fourfold.protocol.tool_grammar import MARK as TOOL_MARK
 
 __all__ = [
+    "TOOL_MARK",
     "AnswerParser",
     "CallDelta",
     "Chat",

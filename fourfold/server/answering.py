@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from fourfold.engine.answer import FinishReason
+from starlette.concurrency import run_in_threadpool
+
+from fourfold.engine.answer import Answer, FinishReason
 from fourfold.engine.constraint import Constraint
 from fourfold.engine.logprobs import TokenLogprob
 from fourfold.engine.request import Request
-from fourfold.protocol import AnswerParser, CallDelta, Part, TextDelta, Turn, joined
+from fourfold.protocol import TOOL_MARK, AnswerParser, CallDelta, Part, TextDelta, Turn, joined
 from fourfold.server.backend import Server
 from fourfold.server.calls import Call
 from fourfold.server.errors import ApiError
@@ -53,12 +56,13 @@ Event = Piece | End
 
 
 class Reply:
-    """The answers to one turn.  The request is with the engine when this is made, until `events` or `close`.
+    """The answers to one request, which is the engine's from `ask` on, until `events` end or `close`.
 
     turn: how the text is read; None: it is content as it comes.  one_call: an answer ends before its
     second tool call.  usage: so far.  thinking: answers have reasoning.
-    ApiError, on construction: the request cannot be served.
     """
+
+    answer: Answer
 
     def __init__(
         self,
@@ -69,11 +73,26 @@ class Reply:
         *,
         one_call: bool = False,
     ) -> None:
-        config = server.config
+        self.usage = Usage()
+        self.thinking = turn is not None and turn.stage.thinking
+        self._server = server
+        self._call = call
+        self._one_call = one_call
+        self._request = request
+        self._choices = [_Choice(turn.parser() if turn is not None else None) for _ in range(request.n)]
+        self._began = time.perf_counter()
+
+    def ask(self) -> None:
+        """Give the request to the engine; a new constraint takes a while.
+
+        ApiError, RequestError: it cannot be served.
+        """
+        server, request = self._server, self._request
+        config, metrics = server.config, server.metrics
         if server.draining:
             raise ApiError(503, "the server is shutting down; ask another one", retry_after=5)
         if server.engine.stats().waiting >= max(1, config.waiting):
-            server.metrics.shed.inc()
+            metrics.shed.inc()
             raise ApiError(
                 503, "the server is overloaded: too many requests wait; try again later", retry_after=2
             )
@@ -83,16 +102,10 @@ class Reply:
         if most is not None and (request.max_tokens is None or request.max_tokens > most):
             request = replace(request, max_tokens=most)
         self.answer = server.engine.submit(request)
-        self.usage = Usage(prompt=len(self.answer.prompt_ids))
-        self.thinking = turn is not None and turn.stage.thinking
-        self._server = server
-        self._call = call
-        self._one_call = one_call
-        self._choices = [_Choice(turn.parser() if turn is not None else None) for _ in range(request.n)]
-        self._began = time.perf_counter()
-        call.prompt_tokens += self.usage.prompt
-        server.metrics.prompt_tokens.inc(self.usage.prompt)
-        server.metrics.prompt_sizes.observe(self.usage.prompt)
+        self.usage.prompt = len(self.answer.prompt_ids)
+        self._call.prompt_tokens += self.usage.prompt
+        metrics.prompt_tokens.inc(self.usage.prompt)
+        metrics.prompt_sizes.observe(self.usage.prompt)
 
     async def events(self) -> AsyncGenerator[Event]:
         """The events of all choices, as they come.  Closing the iterator cancels the request.
@@ -133,8 +146,9 @@ class Reply:
         self._server.metrics.whole.observe(time.perf_counter() - self._began)
 
     def close(self) -> None:
-        """Give it up, if it has not ended."""
-        self._server.engine.cancel(self.answer)
+        """Give it up, if it has begun and not ended."""
+        if hasattr(self, "answer"):
+            self._server.engine.cancel(self.answer)
 
     def _count(self, choice: _Choice, tokens: int) -> None:
         metrics, now = self._server.metrics, time.perf_counter()
@@ -219,8 +233,18 @@ class Whole:
         return [one for one in self.parts if isinstance(one, CallDelta)]
 
 
+@asynccontextmanager
+async def asked(reply: Reply) -> AsyncGenerator[Reply]:
+    """The same, when the engine has it; it is given up at the end."""
+    try:
+        await run_in_threadpool(reply.ask)
+        yield reply
+    finally:
+        reply.close()
+
+
 async def gathered(reply: Reply) -> list[Whole]:
-    """All choices of a reply, when they have ended."""
+    """All choices of a reply that was asked for, when they have ended."""
     wholes = [Whole() for _ in reply.answer.choices]
     async for event in reply.events():
         whole = wholes[event.index]
@@ -234,7 +258,7 @@ async def gathered(reply: Reply) -> list[Whole]:
     return wholes
 
 
-def constraint_of(turn: Turn) -> Constraint | None:
+def constraint_of(server: Server, turn: Turn) -> Constraint | None:
     """What the engine must hold the answer to."""
     if turn.constraint is None:
         return None
@@ -243,9 +267,8 @@ def constraint_of(turn: Turn) -> Constraint | None:
         found = Constraint.json(json.loads(spec) if spec else None)
     elif kind == "regex":
         found = Constraint.regex(spec)
+    elif kind == "tool_call" and TOOL_MARK not in server.engine.tokenizer.special_ids:
+        return None  # a model that was never taught to call
     else:
-        required, tools = kind == "tool_call_required", json.loads(spec)
-        if not required and not any(tool["function"]["strict"] for tool in tools):
-            return None  # the model knows the form, and a free call costs it nothing
-        found = Constraint.tool_calls(tools, required=required)
+        found = Constraint.tool_calls(json.loads(spec), opened=turn.stage.opened)
     return found.after_thinking() if turn.stage.reasoning else found

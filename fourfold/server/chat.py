@@ -16,7 +16,7 @@ from fourfold.engine.logprobs import TokenLogprob
 from fourfold.engine.request import Request as EngineRequest
 from fourfold.errors import RequestError
 from fourfold.protocol import CallDelta, TextDelta, Turn, convert
-from fourfold.server.answering import End, Piece, Reply, Usage, Whole, constraint_of, gathered
+from fourfold.server.answering import End, Piece, Reply, Usage, Whole, asked, constraint_of, gathered
 from fourfold.server.backend import Server
 from fourfold.server.errors import Document
 from fourfold.server.logprobs import described
@@ -28,7 +28,7 @@ from fourfold.server.request import (
     check_model,
     server_of,
 )
-from fourfold.server.stream import EventStream, sse, unless_gone
+from fourfold.server.stream import sse, streamed, unless_gone
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -178,7 +178,7 @@ class ChatRequest(SamplingFields):
             stop_tokens=self.stop_token_ids or (),
             ignore_eos=bool(self.ignore_eos),
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
-            constraint=constraint_of(turn),
+            constraint=constraint_of(server, turn),
         )
 
 
@@ -189,23 +189,20 @@ async def chat(body: ChatRequest, request: Request) -> Response:
     check_model(server, body.model)
     check_count(server, body.messages)
     turn = await run_in_threadpool(body.turn, server)
-    asked = await run_in_threadpool(body.engine_request, server, turn)
+    wanted = await run_in_threadpool(body.engine_request, server, turn)
     if server.config.log_prompts:
         call.texts.append(turn.prompt.text)
     chunks = Chunks(server, body)
 
-    def begin() -> Reply:
-        return Reply(server, call, asked, turn, one_call=body.parallel_tool_calls is False)
-
+    reply = Reply(server, call, wanted, turn, one_call=body.parallel_tool_calls is False)
     if body.stream:
-        reply = begin()
-        return EventStream(
+        return await streamed(
             server, call, reply, chunks.stream(reply), lambda error: sse(error.document(call.path))
         )
 
     async def whole() -> dict[str, Any]:
-        reply = begin()
-        return chunks.whole(reply, await gathered(reply))
+        async with asked(reply):
+            return chunks.whole(reply, await gathered(reply))
 
     return Document(await unless_gone(request, whole()))
 

@@ -20,13 +20,13 @@ from fourfold.engine.logprobs import TokenLogprob
 from fourfold.engine.request import Request as EngineRequest
 from fourfold.errors import RequestError
 from fourfold.protocol import TextDelta
-from fourfold.server.answering import End, Piece, Reply, Usage, Whole, gathered
+from fourfold.server.answering import End, Piece, Reply, Usage, Whole, asked, gathered
 from fourfold.server.backend import Server
 from fourfold.server.chat import Stop, StreamOptions, usage
 from fourfold.server.errors import ApiError, Document
 from fourfold.server.logprobs import finite, token_text
 from fourfold.server.request import SamplingFields, call_of, check_model, server_of
-from fourfold.server.stream import EventStream, sse, unless_gone
+from fourfold.server.stream import sse, streamed, unless_gone
 from fourfold.tokenizer import Tokenizer
 
 router = APIRouter(tags=["OpenAI"])
@@ -133,24 +133,24 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         raise ApiError(422, f"n times prompts is too many; allowed: {server.config.choices}", param="n")
     if server.config.log_prompts:
         call.texts += [server.engine.tokenizer.decode(prompt.ids) for prompt in prompts]
-    asked = [body.engine_request(server, prompt.ids) for prompt in prompts]
+    wanted = [body.engine_request(server, prompt.ids) for prompt in prompts]
     texts = Texts(body, prompts, server.engine.tokenizer)
     if body.stream:
         if len(prompts) > 1:
             raise RequestError("prompt has many texts with stream; send them one by one")
-        reply = Reply(server, call, asked[0])
-        return EventStream(
+        reply = Reply(server, call, wanted[0])
+        return await streamed(
             server, call, reply, texts.stream(reply), lambda error: sse(error.document(call.path))
         )
 
-    async def one(asked_one: EngineRequest) -> tuple[Reply, list[Whole]]:
-        reply = Reply(server, call, asked_one)
-        return reply, await gathered(reply)
+    async def one(asked_for: EngineRequest) -> tuple[Reply, list[Whole]]:
+        async with asked(Reply(server, call, asked_for)) as reply:
+            return reply, await gathered(reply)
 
     async def all_of_them() -> dict[str, Any]:
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(asked_one)) for asked_one in asked]
+                tasks = [group.create_task(one(asked_for)) for asked_for in wanted]
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
         return texts.whole([task.result() for task in tasks])

@@ -14,11 +14,11 @@ from starlette.responses import Response
 
 from fourfold.engine.request import Request as EngineRequest
 from fourfold.protocol import CallDelta, Part, TextDelta, Turn, convert
-from fourfold.server.answering import End, Reply, Usage, Whole, constraint_of, gathered
+from fourfold.server.answering import End, Reply, Usage, Whole, asked, constraint_of, gathered
 from fourfold.server.backend import Server
 from fourfold.server.errors import Document
 from fourfold.server.request import Body, SamplingFields, call_of, check_count, check_model, server_of
-from fourfold.server.stream import EventStream, sse, unless_gone
+from fourfold.server.stream import sse, streamed, unless_gone
 
 router = APIRouter(tags=["Anthropic"])
 
@@ -147,7 +147,7 @@ class MessagesRequest(Conversation, SamplingFields):
             prompt=turn.prompt.encode(server.engine.tokenizer),
             max_tokens=self.max_tokens,
             sampling=self.sampling(server),
-            constraint=constraint_of(turn),
+            constraint=constraint_of(server, turn),
         )
 
 
@@ -158,26 +158,23 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
     check_model(server, body.model)
     check_count(server, body.messages)
     turn = await run_in_threadpool(body.turn, server)
-    asked = await run_in_threadpool(body.engine_request, server, turn)
+    wanted = await run_in_threadpool(body.engine_request, server, turn)
     if server.config.log_prompts:
         call.texts.append(turn.prompt.text)
     alone = body.tool_choice is not None and body.tool_choice.disable_parallel_tool_use is True
     message_id = f"msg_{secrets.token_hex(12)}"
 
-    def begin() -> Reply:
-        return Reply(server, call, asked, turn, one_call=alone)
-
+    reply = Reply(server, call, wanted, turn, one_call=alone)
     if body.stream:
-        reply = begin()
         source = stream(reply, message_id, body.model)
-        return EventStream(
+        return await streamed(
             server, call, reply, source, lambda error: sse(error.document(call.path, call.id), "error")
         )
 
     async def whole() -> dict[str, Any]:
-        reply = begin()
-        (answer,) = await gathered(reply)
-        return _message(message_id, body.model, reply, answer)
+        async with asked(reply):
+            (answer,) = await gathered(reply)
+            return _message(message_id, body.model, reply, answer)
 
     return Document(await unless_gone(request, whole()))
 

@@ -14,11 +14,11 @@ from starlette.responses import Response
 
 from fourfold.engine.request import Request as EngineRequest
 from fourfold.protocol import CallDelta, Part, TextDelta, Turn, convert
-from fourfold.server.answering import End, Finish, Reply, constraint_of, gathered
+from fourfold.server.answering import End, Finish, Reply, asked, constraint_of, gathered
 from fourfold.server.backend import Server
 from fourfold.server.errors import ApiError, Document
 from fourfold.server.request import Body, SamplingFields, call_of, check_count, check_model, server_of
-from fourfold.server.stream import EventStream, sse, unless_gone
+from fourfold.server.stream import sse, streamed, unless_gone
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -162,7 +162,7 @@ class ResponsesRequest(SamplingFields):
             prompt=turn.prompt.encode(server.engine.tokenizer),
             max_tokens=self.max_output_tokens,
             sampling=self.sampling(server),
-            constraint=constraint_of(turn),
+            constraint=constraint_of(server, turn),
         )
 
 
@@ -176,25 +176,22 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     if isinstance(body.input, list):
         check_count(server, body.input)
     turn = await run_in_threadpool(body.turn, server)
-    asked = await run_in_threadpool(body.engine_request, server, turn)
+    wanted = await run_in_threadpool(body.engine_request, server, turn)
     if server.config.log_prompts:
         call.texts.append(turn.prompt.text)
     output = Output(body)
 
-    def begin() -> Reply:
-        return Reply(server, call, asked, turn, one_call=body.parallel_tool_calls is False)
-
+    reply = Reply(server, call, wanted, turn, one_call=body.parallel_tool_calls is False)
     if body.stream:
-        reply = begin()
-        return EventStream(server, call, reply, output.stream(reply), output.failed)
+        return await streamed(server, call, reply, output.stream(reply), output.failed)
 
     async def whole() -> dict[str, Any]:
-        reply = begin()
-        (answer,) = await gathered(reply)
-        for part in answer.parts:
-            output.add(part)
-        output.close()
-        return output.response(reply, answer.finish)
+        async with asked(reply):
+            (answer,) = await gathered(reply)
+            for part in answer.parts:
+                output.add(part)
+            output.close()
+            return output.response(reply, answer.finish)
 
     return Document(await unless_gone(request, whole()))
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -32,7 +33,7 @@ def sse(content: Any, event: str | None = None) -> bytes:
 class EventStream(Response):
     """Events as they come.  The client's going ends them, as does one that leaves its end full for too long.
 
-    reply: what the events are of; it ends with the stream.  failed: how an error in the middle is told.
+    reply: what the events are of, given up at the end.  failed: how an error in the middle is told.
     """
 
     def __init__(
@@ -115,6 +116,22 @@ class EventStream(Response):
     async def _send(self, send: Send, message: Any) -> None:
         async with asyncio.timeout(self._server.config.slow_reader):
             await send(message)
+
+
+async def streamed(
+    server: Server,
+    call: Call,
+    reply: Reply,
+    source: AsyncGenerator[bytes],
+    failed: Callable[[ApiError], bytes],
+) -> EventStream:
+    """The stream of a reply that the engine then has.  ApiError, RequestError: it cannot be served."""
+    try:
+        await run_in_threadpool(reply.ask)
+    except BaseException:
+        reply.close()
+        raise
+    return EventStream(server, call, reply, source, failed)
 
 
 async def _following(source: AsyncIterator[bytes]) -> bytes | None:

@@ -11,11 +11,12 @@ import pytest
 from tests.server.conftest import NAME
 
 ASK = [{"role": "user", "content": "Say what there is to say about it, all of it."}]
-CALL = (
-    '\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n'
-    '<｜DSML｜parameter name="k" string="true">v</｜DSML｜parameter>\n'
-    "</｜DSML｜invoke>\n</｜DSML｜tool_calls>"
+INVOKE = (
+    '<｜DSML｜invoke name="f">\n<｜DSML｜parameter name="k" string="true">v</｜DSML｜parameter>\n'
+    "</｜DSML｜invoke>\n"
 )
+CALL = f"\n\n<｜DSML｜tool_calls>\n{INVOKE}</｜DSML｜tool_calls>"
+TWO_CALLS = f"\n\n<｜DSML｜tool_calls>\n{INVOKE}{INVOKE}</｜DSML｜tool_calls>"
 SCHEMA = {"type": "object", "properties": {"k": {"type": "string"}}}
 TOOLS = [{"type": "function", "function": {"name": "f", "description": "does f", "parameters": SCHEMA}}]
 JSON = {"content-type": "application/json"}
@@ -103,7 +104,7 @@ def test_a_tool_round(serve):
 
 def test_one_call_only(serve):
     async def work():
-        client = serve(CALL + CALL).openai()
+        client = serve(TWO_CALLS).openai()
         whole = await client.chat.completions.create(model=NAME, messages=ASK, tools=TOOLS)
         assert len(whole.choices[0].message.tool_calls) == 2
         one = await client.chat.completions.create(

@@ -8,7 +8,7 @@ import anthropic
 import pytest
 
 from tests.server.conftest import NAME
-from tests.server.test_chat import CALL
+from tests.server.test_chat import CALL, TWO_CALLS
 
 ASK = [{"role": "user", "content": "Say what there is to say about it, all of it."}]
 TOOLS = [
@@ -59,17 +59,13 @@ def blocks(message):
             "tool_use",
         ),
         (
-            CALL + " and" + CALL,
+            TWO_CALLS,
             {"tools": TOOLS},
-            [
-                {"type": "tool_use", "input": {"k": "v"}},
-                {"type": "text", "text": " and"},
-                {"type": "tool_use", "input": {"k": "v"}},
-            ],
+            [{"type": "tool_use", "input": {"k": "v"}}] * 2,
             "tool_use",
         ),
         (
-            CALL + CALL,
+            TWO_CALLS,
             {"tools": TOOLS, "tool_choice": {"type": "auto", "disable_parallel_tool_use": True}},
             [{"type": "tool_use", "input": {"k": "v"}}],
             "tool_use",

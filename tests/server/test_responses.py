@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from tests.server.conftest import NAME
-from tests.server.test_chat import CALL
+from tests.server.test_chat import CALL, TWO_CALLS
 
 ASK = "Say what there is to say about it, all of it."
 TOOLS = [
@@ -41,13 +41,12 @@ def said(response):
         ("Hello.", {}, [("message", "Hello.")], "completed"),
         ("why</think>so", THINK, [("reasoning", "why"), ("message", "so")], "completed"),
         (
-            "why</think>so" + CALL + " and" + CALL,
+            "why</think>so" + TWO_CALLS,
             {"tools": TOOLS, **THINK},
             [
                 ("reasoning", "why"),
                 ("message", "so"),
                 ("function_call", '{"k": "v"}'),
-                ("message", " and"),
                 ("function_call", '{"k": "v"}'),
             ],
             "completed",
