@@ -16,6 +16,7 @@ from fourfold.cli.generate import generate
 from fourfold.cli.inspect import inspect
 from fourfold.cli.kernels import kernels
 from fourfold.cli.plan import plan
+from fourfold.cli.serve import serve
 from fourfold.cli.synth import synth
 from fourfold.cli.train import train
 from fourfold.cli.verify import verify
@@ -30,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (chat, generate, inspect, plan, bench, verify, export, synth, train, distil, kernels):
+for command in (chat, generate, serve, inspect, plan, bench, verify, export, synth, train, distil, kernels):
     app.command()(command)
 app.command("eval")(evaluate)
 

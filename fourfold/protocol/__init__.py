@@ -10,10 +10,12 @@ from fourfold.protocol.conversion import (
     prompt_format,
     thinks_unasked,
 )
-from fourfold.protocol.parser import AnswerParser, Part, Stage, TextDelta
+from fourfold.protocol.parser import AnswerParser, Part, Stage, TextDelta, joined
 from fourfold.protocol.tool_calls import CallDelta
+from fourfold.protocol.tool_grammar import MARK as TOOL_MARK
 
 __all__ = [
+    "TOOL_MARK",
     "AnswerParser",
     "CallDelta",
     "Chat",
@@ -26,6 +28,7 @@ __all__ = [
     "TextDelta",
     "Turn",
     "convert",
+    "joined",
     "prompt_format",
     "thinks_unasked",
 ]

@@ -116,12 +116,13 @@ def convert(
     )
     try:
         request = request_type({**body, "model": MODEL}).convert(options)
-        rendered = recipe.DeepseekV4Encoding().render_conversation(_for_format(request.conversation, format))
+        conversation, constraint = _completed(request, body if family == "messages" else {}, format)
+        rendered = recipe.DeepseekV4Encoding().render_conversation(conversation)
     except recipe.ConversionError as error:
         raise RequestError(_message(error.body)) from None
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise RequestError(str(error)) from None
-    parsing, constraint = request.parsing_options, request.inference_options.output_constraint
+    parsing = request.parsing_options
     stage = parsing.thinking_initial_stage
     return Turn(
         prompt=Prompt(rendered.prompt, tuple(rendered.special_ranges)),
@@ -129,11 +130,11 @@ def convert(
             thinking=stage is not None,
             reasoning=stage is not None and stage.starts_in_reasoning(),
             continued=stage is not None and stage != recipe.ThinkingInitialStage.ReasoningStart,
-            opened=parsing.starts_in_tool_calls,
+            opened=parsing.starts_in_tool_calls or conversation.tool_choice == "required",
         ),
         stop=tuple(parsing.stop_sequences),
         tools=parsing.parse_tool_calls,
-        constraint=None if constraint is None else (constraint.kind, constraint.schema),
+        constraint=constraint,
     )
 
 
@@ -142,25 +143,43 @@ def _forces_a_call(choice: Any) -> bool:
     return kind not in (None, "auto", "none")
 
 
-def _for_format(conversation: Any, format: PromptFormat) -> Any:
-    """The same conversation with the effort in the words of a release."""
+def _completed(
+    request: Any, messages_body: Mapping[str, Any], format: PromptFormat
+) -> tuple[Any, tuple[ConstraintKind, str] | None]:
+    """The library's conversation with the effort in the words of a release, and its constraint.
+
+    Of the Messages protocol it leaves out that some tool must be called ("any"), and schemas of answers.
+    """
     import deepseek_recipe as recipe
 
-    effort = conversation.reasoning_effort
-    own = _EFFORTS[format].get(effort, effort)
-    if own == effort:
-        return conversation
-    kind = conversation.response_format
-    return recipe.Conversation(
-        conversation.messages,
-        thinking_mode=conversation.thinking_mode,
-        tools=conversation.tools,
-        tool_choice=conversation.tool_choice,
-        reasoning_effort=own,
-        response_format="json_object" if kind == "json_object" else "text",
-        response_schema=conversation.response_schema,
-        response_regex=conversation.response_regex,
+    old, found = request.conversation, request.inference_options.output_constraint
+    constraint = None if found is None else (found.kind, found.schema)
+    choice, schema = old.tool_choice, old.response_schema
+    if (messages_body.get("tool_choice") or {}).get("type") == "any":
+        if old.thinking_mode:
+            raise RequestError(
+                "tool_choice is any with thinking; allowed: auto or none, or thinking disabled"
+            )
+        if constraint is None:
+            raise RequestError("tool_choice is any without tools; add tools")
+        choice, constraint = "required", ("tool_call_required", constraint[1])
+    if answer_format := (messages_body.get("output_config") or {}).get("format"):
+        schema = answer_format["schema"]
+        constraint = ("json", json.dumps(schema, ensure_ascii=False))
+    effort = _EFFORTS[format].get(old.reasoning_effort, old.reasoning_effort)
+    if (effort, choice, schema) == (old.reasoning_effort, old.tool_choice, old.response_schema):
+        return old, constraint
+    conversation = recipe.Conversation(
+        old.messages,
+        thinking_mode=old.thinking_mode,
+        tools=old.tools,
+        tool_choice=choice,
+        reasoning_effort=effort,
+        response_format="json_object" if old.response_format == "json_object" else "text",
+        response_schema=schema,
+        response_regex=old.response_regex,
     )
+    return conversation, constraint
 
 
 def _message(body: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,11 +68,11 @@ class AnswerParser:
 
     def push(self, text: str) -> list[Part]:
         """What `text`, with what was held back before it, adds for certain; nothing once it has `ended`."""
-        return _joined(self._read(text))
+        return joined(self._read(text))
 
     def finish(self, *, complete: bool = True) -> list[Part]:
         """What was still held back when the model ended (complete) or was stopped."""
-        return _joined(self._finish(complete))
+        return joined(self._finish(complete))
 
     def _read(self, text: str) -> Iterator[Part]:
         while text and not self.ended:
@@ -192,15 +193,18 @@ def _parts(found: Iterator[CallDelta | str], reasoning: bool) -> Iterator[Part]:
     return (TextDelta(one, reasoning) if isinstance(one, str) else one for one in found)
 
 
-def _joined(parts: Iterator[Part]) -> list[Part]:
+def joined(parts: Iterable[Part]) -> list[Part]:
     """Neighbours of one kind as one."""
-    joined: list[Part] = []
-    for part in parts:
-        last = joined[-1] if joined else None
-        if isinstance(part, TextDelta) and isinstance(last, TextDelta) and part.reasoning == last.reasoning:
-            joined[-1] = TextDelta(last.text + part.text, part.reasoning)
-        elif isinstance(part, CallDelta) and isinstance(last, CallDelta) and part.index == last.index:
-            joined[-1] = CallDelta(last.index, last.arguments + part.arguments, last.id, last.name)
-        else:
-            joined.append(part)
-    return joined
+    return [_one(list(run)) for _, run in itertools.groupby(parts, _kind)]
+
+
+def _kind(part: Part) -> bool | str:
+    return part.reasoning if isinstance(part, TextDelta) else str(part.index)
+
+
+def _one(run: list[Part]) -> Part:
+    first = run[0]
+    if isinstance(first, TextDelta):
+        return TextDelta("".join(part.text for part in run if isinstance(part, TextDelta)), first.reasoning)
+    arguments = "".join(part.arguments for part in run if isinstance(part, CallDelta))
+    return CallDelta(first.index, arguments, first.id, first.name)

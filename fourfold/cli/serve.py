@@ -1,0 +1,169 @@
+"""`fourfold serve`: the model behind the protocols of OpenAI and Anthropic."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from fourfold.cli import DONE, FAILED, console, options
+from fourfold.cli.model import model_name, open_model
+from fourfold.engine.config import EngineConfig
+from fourfold.engine.engine import Engine
+from fourfold.errors import ConfigError, RequestError
+from fourfold.protocol import prompt_format as format_of
+from fourfold.protocol import thinks_unasked
+
+KEYS_VARIABLE = "FOURFOLD_API_KEYS"
+
+
+def serve(
+    model: Annotated[
+        str | None, typer.Argument(help="Checkpoint folder or repo id.", show_default="the shipped model")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
+    name: Annotated[
+        str | None, typer.Option(help="What requests call the model.", show_default="its folder's name")
+    ] = None,
+    alias: Annotated[list[str] | None, typer.Option(help="Another name for it; may be repeated.")] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"A key that clients must send; may be repeated. Or in {KEYS_VARIABLE}, by spaces."
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A file of keys, one a line.", show_default="none")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond this machine without a key.")
+    ] = False,
+    think: Annotated[
+        bool | None,
+        typer.Option(
+            "--think/--no-think",
+            help="Reason where a request does not say.",
+            show_default="yes for published V4 models",
+        ),
+    ] = None,
+    prompt_format: options.PromptFormat = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    max_running: Annotated[int, typer.Option(help="Requests that are computed at once.", min=1)] = 32,
+    max_waiting: Annotated[
+        int, typer.Option(help="Requests that may wait; more are told to come later.", min=1)
+    ] = 256,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", "-n", help="The longest answer.", min=1, show_default="what fits"),
+    ] = None,
+    max_choices: Annotated[int, typer.Option(help="The most answers of one request (n).", min=1)] = 16,
+    max_body: Annotated[int, typer.Option(help="The largest request, in MiB.", min=1)] = 16,
+    cache_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory of the KV cache.", show_default="by what is free"),
+    ] = None,
+    cache_scope: Annotated[
+        Literal["key", "global"], typer.Option(help="Who finds whose cached prefixes: one API key's, or all.")
+    ] = "key",
+    key_concurrency: Annotated[int, typer.Option(help="Requests of one key at once; 0: any.", min=0)] = 0,
+    key_rate: Annotated[int, typer.Option(help="Requests of one key a minute; 0: any.", min=0)] = 0,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="A web page's origin that browsers may ask from; may be repeated."),
+    ] = None,
+    drain_timeout: Annotated[
+        float, typer.Option(help="Seconds that running requests have after SIGTERM.", min=1)
+    ] = 30,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Put prompts and answers into the log.")
+    ] = False,
+    device: options.Device = "cpu",
+    numerics: options.Numerics = "fast",
+    threads: options.Threads = 0,
+    ram: options.Ram = None,
+    expert_copy: options.ExpertCopy = None,
+) -> int:
+    """Serve a model to clients of OpenAI, Anthropic and DeepSeek."""
+    try:
+        from fourfold.server import Server, ServerConfig
+        from fourfold.server.run import address, bound, is_loopback, run
+    except ModuleNotFoundError as missing:
+        raise RequestError(
+            f"{missing.name} is not installed; pip install 'fourfold[serve]' brings what the server needs"
+        ) from None
+
+    keys = _keys(api_key, api_key_file)
+    if not is_loopback(host) and not keys and not insecure:
+        raise ConfigError(
+            f"host is {host}, which others reach, and there is no key; add --api-key KEY, or --insecure if "
+            "something in front of it lets nobody in"
+        )
+    own = model_name(model)
+    config = ServerConfig(
+        name=name or own,
+        aliases=tuple(alias or ()),
+        format=prompt_format or format_of(own),
+        thinking=thinks_unasked(own) if think is None else think,
+        keys=keys,
+        cache_scope=cache_scope,
+        body_bytes=max_body << 20,
+        choices=max_choices,
+        answer_tokens=max_tokens,
+        waiting=max_waiting,
+        key_running=key_concurrency,
+        key_rate=key_rate,
+        drain=drain_timeout,
+        hosts=("localhost", "127.0.0.1", "::1", host) if is_loopback(host) else (),
+        origins=tuple(cors_origin or ()),
+        log_prompts=log_prompts,
+    )
+    engine_config = EngineConfig(
+        max_running=max_running, step_tokens=max(512, 2 * max_running), memory=cache_memory
+    )
+    listening = bound(host, port)
+    opened = open_model(
+        model, device=device, numerics=numerics, threads=threads, ram=ram, expert_copy=expert_copy
+    )
+    wanted: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    given = {key: value for key, value in wanted.items() if value is not None}
+    config = replace(config, sampling=replace(opened.sampling, **given))
+    with Engine(opened.model, engine_config) as engine:
+        server = Server(engine, opened.model.config, config)
+        ended = run(server, listening, lambda: _announce(config.name, address(listening), bool(keys)))
+    return DONE if ended else FAILED
+
+
+def _keys(given: list[str] | None, file: Path | None) -> tuple[str, ...]:
+    """All keys that there are: of options, of a file and of the environment."""
+    found = [*(given or ()), *os.environ.get(KEYS_VARIABLE, "").split()]
+    if file is not None:
+        found += file.read_text(encoding="utf-8").split()
+        if not found:
+            raise ConfigError(f"{file} holds no key; write one into each of its lines")
+    return tuple(dict.fromkeys(found))
+
+
+def _announce(name: str, url: str, locked: bool) -> None:
+    """Where it listens, and what to paste: for the shell, for Python, for an agent."""
+    key = "$FOURFOLD_API_KEY" if locked else "none"
+    header = f' -H "Authorization: Bearer {key}"' if locked else ""
+    body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Tell me a story."}]})
+    python_key = 'os.environ["FOURFOLD_API_KEY"]' if locked else '"none"'
+    python = (
+        f"import openai{', os' if locked else ''}; "
+        f'client = openai.OpenAI(base_url="{url}/v1", api_key={python_key}); '
+        f'print(client.chat.completions.create(model="{name}", messages='
+        '[{"role": "user", "content": "Tell me a story."}]).choices[0].message.content)'
+    )
+    console.note(f"{name} listens on {url}; Ctrl-C ends it")
+    print(f"curl {url}/v1/chat/completions{header} -H 'Content-Type: application/json' -d '{body}'")
+    print(f"python -c '{python}'")
+    print(f"ANTHROPIC_BASE_URL={url} ANTHROPIC_AUTH_TOKEN={key} ANTHROPIC_MODEL={name} claude", flush=True)

@@ -1,0 +1,7 @@
+"""The HTTP server: one module a protocol, over an engine."""
+
+from fourfold.server.app import create_app
+from fourfold.server.backend import Backend, Server
+from fourfold.server.settings import ServerConfig
+
+__all__ = ["Backend", "Server", "ServerConfig", "create_app"]

@@ -1,0 +1,274 @@
+"""From a turn to its answers: asks the engine, reads what comes, counts it.  Protocols render the events."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from starlette.concurrency import run_in_threadpool
+
+from fourfold.engine.answer import Answer, FinishReason
+from fourfold.engine.constraint import Constraint
+from fourfold.engine.logprobs import TokenLogprob
+from fourfold.engine.request import Request
+from fourfold.protocol import TOOL_MARK, AnswerParser, CallDelta, Part, TextDelta, Turn, joined
+from fourfold.server.backend import Server
+from fourfold.server.calls import Call
+from fourfold.server.errors import ApiError
+
+Finish = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass
+class Usage:
+    """Tokens of a request: of its prompt, of them cached, of all its answers, of them reasoning."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    reasoning: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one token added to choice `index`.  reasoning: the token is one of reasoning."""
+
+    index: int
+    parts: Sequence[Part]
+    logprobs: Sequence[TokenLogprob] = ()
+    reasoning: bool = False
+
+
+@dataclass(frozen=True)
+class End:
+    """Choice `index` ends.  stop: the stop string that ended it."""
+
+    index: int
+    finish: Finish
+    stop: str | None = None
+
+
+Event = Piece | End
+
+
+class Reply:
+    """The answers to one request, which is the engine's from `ask` on, until `events` end or `close`.
+
+    turn: how the text is read; None: it is content as it comes.  one_call: an answer ends before its
+    second tool call.  usage: so far.  thinking: answers have reasoning.
+    """
+
+    answer: Answer
+
+    def __init__(
+        self,
+        server: Server,
+        call: Call,
+        request: Request,
+        turn: Turn | None = None,
+        *,
+        one_call: bool = False,
+    ) -> None:
+        self.usage = Usage()
+        self.thinking = turn is not None and turn.stage.thinking
+        self._server = server
+        self._call = call
+        self._one_call = one_call
+        self._request = request
+        self._choices = [_Choice(turn.parser() if turn is not None else None) for _ in range(request.n)]
+        self._began = time.perf_counter()
+
+    def ask(self) -> None:
+        """Give the request to the engine; a new constraint takes a while.
+
+        ApiError, RequestError: it cannot be served.
+        """
+        server, request = self._server, self._request
+        config, metrics = server.config, server.metrics
+        if server.draining:
+            raise ApiError(503, "the server is shutting down; ask another one", retry_after=5)
+        if server.engine.stats().waiting >= max(1, config.waiting):
+            metrics.shed.inc()
+            raise ApiError(
+                503, "the server is overloaded: too many requests wait; try again later", retry_after=2
+            )
+        if request.n > config.choices:
+            raise ApiError(422, f"n is {request.n}; allowed: at most {config.choices}", param="n")
+        most = config.answer_tokens
+        if most is not None and (request.max_tokens is None or request.max_tokens > most):
+            request = replace(request, max_tokens=most)
+        self.answer = server.engine.submit(request)
+        self.usage.prompt = len(self.answer.prompt_ids)
+        self._call.prompt_tokens += self.usage.prompt
+        metrics.prompt_tokens.inc(self.usage.prompt)
+        metrics.prompt_sizes.observe(self.usage.prompt)
+
+    async def events(self) -> AsyncGenerator[Event]:
+        """The events of all choices, as they come.  Closing the iterator cancels the request.
+
+        FourfoldError: what ended this request.
+        """
+        call, usage = self._call, self.usage
+        cached = 0
+        chunks = self._server.engine.async_chunks(self.answer)
+        try:
+            async for chunk in chunks:
+                choice = self._choices[chunk.index]
+                if cached == 0:
+                    cached = usage.cached = self.answer.cached_tokens
+                    call.cached_tokens += cached
+                if choice.ended:
+                    continue
+                self._count(choice, len(chunk.ids))
+                reasoning = choice.parser is not None and choice.parser.reasoning
+                parts = choice.read(chunk.text)
+                if reasoning:
+                    usage.reasoning += len(chunk.ids)
+                    call.reasoning_tokens += len(chunk.ids)
+                if chunk.finish_reason is not None:
+                    parts += choice.finish(complete=chunk.finish_reason == "stop")
+                if self._one_call:
+                    parts = choice.first_call(parts)
+                if parts or chunk.logprobs:
+                    yield Piece(chunk.index, parts, chunk.logprobs, reasoning)
+                if chunk.finish_reason is not None or choice.over:
+                    stop = chunk.stop_reason if isinstance(chunk.stop_reason, str) else None
+                    yield self._end(chunk.index, choice, chunk.finish_reason, stop)
+                    if all(one.ended for one in self._choices):
+                        break
+        finally:
+            await chunks.aclose()
+            call.completion_tokens += usage.completion
+        self._server.metrics.whole.observe(time.perf_counter() - self._began)
+
+    def close(self) -> None:
+        """Give it up, if it has begun and not ended."""
+        if hasattr(self, "answer"):
+            self._server.engine.cancel(self.answer)
+
+    def _count(self, choice: _Choice, tokens: int) -> None:
+        metrics, now = self._server.metrics, time.perf_counter()
+        if not tokens:
+            return
+        if self.usage.completion == 0:
+            metrics.first_token.observe(now - self._began)
+            metrics.queue.observe(max(0.0, now - self._began - self.answer.timing.prefill_seconds))
+        elif choice.last:
+            metrics.between_tokens.observe(now - choice.last)
+        choice.last = now
+        choice.tokens += tokens
+        self.usage.completion += tokens
+        metrics.answer_tokens.inc(tokens)
+
+    def _end(self, index: int, choice: _Choice, reason: FinishReason | None, stop: str | None) -> End:
+        choice.ended = True
+        parser = choice.parser
+        stopped = parser.stop_sequence if parser is not None else stop
+        finish: Finish = "stop"
+        if stopped is None and reason not in (None, "stop"):
+            finish = "length"
+        elif parser is not None and parser.called:
+            finish = "tool_calls"
+        self._call.finish.append(finish)
+        self._server.metrics.finished(finish)
+        self._server.metrics.answer_sizes.observe(choice.tokens)
+        if self._server.config.log_prompts:
+            self._call.texts.append(self._server.engine.tokenizer.decode(self.answer.choices[index].ids))
+        return End(index, finish, stopped)
+
+
+@dataclass
+class _Choice:
+    """One text that is being written.  over: what comes after is not wanted."""
+
+    parser: AnswerParser | None
+    tokens: int = 0
+    last: float = 0.0
+    ended: bool = False
+    over: bool = False
+
+    def read(self, text: str) -> list[Part]:
+        if self.parser is None:
+            return [TextDelta(text)] if text else []
+        parts = self.parser.push(text)
+        self.over = self.parser.ended
+        return parts
+
+    def finish(self, *, complete: bool) -> list[Part]:
+        return [] if self.parser is None else self.parser.finish(complete=complete)
+
+    def first_call(self, parts: list[Part]) -> list[Part]:
+        """Those before a second call, which ends the choice."""
+        for place, part in enumerate(parts):
+            if isinstance(part, CallDelta) and part.index > 0:
+                self.over = True
+                return parts[:place]
+        return parts
+
+
+@dataclass
+class Whole:
+    """One choice as a whole.  parts: in their order, neighbours of one kind as one."""
+
+    parts: list[Part] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    reasoning_logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: Finish = "stop"
+    stop: str | None = None
+
+    @property
+    def content(self) -> str:
+        return "".join(one.text for one in self.parts if isinstance(one, TextDelta) and not one.reasoning)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(one.text for one in self.parts if isinstance(one, TextDelta) and one.reasoning)
+
+    @property
+    def calls(self) -> list[CallDelta]:
+        return [one for one in self.parts if isinstance(one, CallDelta)]
+
+
+@asynccontextmanager
+async def asked(reply: Reply) -> AsyncGenerator[Reply]:
+    """The same, when the engine has it; it is given up at the end."""
+    try:
+        await run_in_threadpool(reply.ask)
+        yield reply
+    finally:
+        reply.close()
+
+
+async def gathered(reply: Reply) -> list[Whole]:
+    """All choices of a reply that was asked for, when they have ended."""
+    wholes = [Whole() for _ in reply.answer.choices]
+    async for event in reply.events():
+        whole = wholes[event.index]
+        if isinstance(event, End):
+            whole.finish, whole.stop = event.finish, event.stop
+            continue
+        whole.parts.extend(event.parts)
+        (whole.reasoning_logprobs if event.reasoning else whole.logprobs).extend(event.logprobs)
+    for whole in wholes:
+        whole.parts = joined(whole.parts)
+    return wholes
+
+
+def constraint_of(server: Server, turn: Turn) -> Constraint | None:
+    """What the engine must hold the answer to."""
+    if turn.constraint is None:
+        return None
+    kind, spec = turn.constraint
+    if kind == "json":
+        found = Constraint.json(json.loads(spec) if spec else None)
+    elif kind == "regex":
+        found = Constraint.regex(spec)
+    elif kind == "tool_call" and TOOL_MARK not in server.engine.tokenizer.special_ids:
+        return None  # a model that was never taught to call
+    else:
+        found = Constraint.tool_calls(json.loads(spec), opened=turn.stage.opened)
+    return found.after_thinking() if turn.stage.reasoning else found

@@ -1,0 +1,308 @@
+"""`/v1/chat/completions`."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from fourfold.engine.logprobs import TokenLogprob
+from fourfold.engine.request import Request as EngineRequest
+from fourfold.errors import RequestError
+from fourfold.protocol import CallDelta, TextDelta, Turn, convert
+from fourfold.server.answering import End, Piece, Reply, Usage, Whole, asked, constraint_of, gathered
+from fourfold.server.backend import Server
+from fourfold.server.errors import Document
+from fourfold.server.logprobs import described
+from fourfold.server.request import (
+    Body,
+    SamplingFields,
+    call_of,
+    check_count,
+    check_model,
+    server_of,
+)
+from fourfold.server.stream import sse, streamed, unless_gone
+
+router = APIRouter(tags=["OpenAI"])
+
+
+class TextPart(Body):
+    """The one kind of content part that V4 reads."""
+
+    type: Literal["text"]
+    text: str
+
+
+class CalledFunction(Body):
+    name: str
+    arguments: str
+
+
+class ToolCall(Body):
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = None
+
+
+class Message(Body):
+    """prefix: the model goes on with this message, the last.  name does not reach the prompt."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    prefix: bool | None = None
+    name: str | None = None
+    refusal: None = None
+    annotations: list[Any] | None = Field(default=None, max_length=0)
+    audio: None = None
+    function_call: None = None
+
+    def body(self) -> dict[str, Any]:
+        """The message as the publisher's library reads it."""
+        own = self.given("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "prefix")
+        for call in own.get("tool_calls", ()):
+            call.pop("index", None)
+        return own | {"role": "system"} if self.role == "developer" else own
+
+
+class Function(Body):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Body):
+    name: str
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class Thinking(Body):
+    type: Literal["enabled", "disabled"]
+
+
+class JsonSchema(Body):
+    name: str
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    type: Literal["text", "json_object", "json_schema", "regex"]
+    json_schema: JsonSchema | None = None
+    regex: str | None = None
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+Stop = str | Annotated[list[str], Field(max_length=16)]
+
+
+class ChatRequest(SamplingFields):
+    """Fields that cannot change an answer are accepted; all others that are not here are refused."""
+
+    model: str
+    messages: list[Message]
+    thinking: Thinking | None = None
+    reasoning_effort: str | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    stop: Stop | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    seed: int | None = None
+    min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[int] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    safety_identifier: str | None = None
+    store: Literal[False] | None = None
+
+    def turn(self, server: Server) -> Turn:
+        """RequestError: the conversation is refused."""
+        names = ("thinking", "reasoning_effort", "tools", "tool_choice", "response_format", "stop")
+        body = self.given(*names) | {"messages": [message.body() for message in self.messages]}
+        return convert("chat", body, format=server.config.format, thinking=server.config.thinking)
+
+    def engine_request(self, server: Server, turn: Turn) -> EngineRequest:
+        """RequestError: a value is not allowed."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise RequestError("top_logprobs is set without logprobs; set logprobs to true")
+        if None not in (self.max_tokens, self.max_completion_tokens):
+            raise RequestError("max_tokens and max_completion_tokens are both set; send one of them")
+        return EngineRequest(
+            prompt=turn.prompt.encode(server.engine.tokenizer),
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            min_tokens=self.min_tokens or 0,
+            n=self.n or 1,
+            sampling=self.sampling(server),
+            stop_tokens=self.stop_token_ids or (),
+            ignore_eos=bool(self.ignore_eos),
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            constraint=constraint_of(server, turn),
+        )
+
+
+@router.post("/v1/chat/completions", operation_id="chat", response_model=None)
+async def chat(body: ChatRequest, request: Request) -> Response:
+    """An answer to a conversation."""
+    server, call = server_of(request), call_of(request)
+    check_model(server, body.model)
+    check_count(server, body.messages)
+    turn = await run_in_threadpool(body.turn, server)
+    wanted = await run_in_threadpool(body.engine_request, server, turn)
+    if server.config.log_prompts:
+        call.texts.append(turn.prompt.text)
+    chunks = Chunks(server, body)
+
+    reply = Reply(server, call, wanted, turn, one_call=body.parallel_tool_calls is False)
+    if body.stream:
+        return await streamed(
+            server, call, reply, chunks.stream(reply), lambda error: sse(error.document(call.path))
+        )
+
+    async def whole() -> dict[str, Any]:
+        async with asked(reply):
+            return chunks.whole(reply, await gathered(reply))
+
+    return Document(await unless_gone(request, whole()))
+
+
+class Chunks:
+    """The answer in the words of Chat Completions."""
+
+    def __init__(self, server: Server, body: ChatRequest) -> None:
+        self._tokenizer = server.engine.tokenizer
+        self._body = body
+        self._head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": body.model,
+            "system_fingerprint": None,
+        }
+
+    def whole(self, reply: Reply, wholes: Sequence[Whole]) -> dict[str, Any]:
+        choices = []
+        for index, whole in enumerate(wholes):
+            message: dict[str, Any] = {"role": "assistant", "content": whole.content}
+            if reply.thinking:
+                message["reasoning_content"] = whole.reasoning
+            if calls := whole.calls:
+                message["content"] = whole.content or None
+                message["tool_calls"] = [_call(one) for one in calls]
+            logprobs = None
+            if self._body.logprobs:
+                logprobs = self._logprobs(whole.logprobs, whole.reasoning_logprobs)
+            choice = {"index": index, "message": message, "logprobs": logprobs, "finish_reason": whole.finish}
+            choices.append(choice)
+        return self._head | {"object": "chat.completion", "choices": choices, "usage": usage(reply.usage)}
+
+    async def stream(self, reply: Reply) -> AsyncGenerator[bytes]:
+        """Events; closing the iterator cancels the request."""
+        begun: set[int] = set()
+        events = reply.events()
+        try:
+            async for event in events:
+                if event.index not in begun:
+                    begun.add(event.index)
+                    yield self._chunk(event.index, {"role": "assistant", "content": ""})
+                if isinstance(event, End):
+                    yield self._chunk(event.index, {}, finish=event.finish)
+                    continue
+                for chunk in self._pieces(event):
+                    yield chunk
+        finally:
+            await events.aclose()
+        options = self._body.stream_options
+        if options is not None and options.include_usage:
+            last = {"object": "chat.completion.chunk", "choices": [], "usage": usage(reply.usage)}
+            yield sse(self._head | last)
+        yield b"data: [DONE]\n\n"
+
+    def _pieces(self, piece: Piece) -> list[bytes]:
+        """One chunk for each part; the token's log probability is in the last."""
+        deltas = [_delta(part) for part in piece.parts] or [{}]
+        logprobs = None
+        if piece.logprobs:
+            both = ((), piece.logprobs) if piece.reasoning else (piece.logprobs, ())
+            logprobs = self._logprobs(*both)
+        return [
+            self._chunk(piece.index, delta, logprobs=logprobs if place == len(deltas) else None)
+            for place, delta in enumerate(deltas, start=1)
+        ]
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], *, finish: str | None = None, logprobs: Any = None
+    ) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return sse(self._head | {"object": "chat.completion.chunk", "choices": [choice]})
+
+    def _logprobs(self, content: Sequence[TokenLogprob], reasoning: Sequence[TokenLogprob]) -> dict[str, Any]:
+        found: dict[str, Any] = {"content": [described(one, self._tokenizer) for one in content]}
+        if reasoning:
+            found["reasoning_content"] = [described(one, self._tokenizer) for one in reasoning]
+        return found | {"refusal": None}
+
+
+def usage(used: Usage) -> dict[str, Any]:
+    """The counts as OpenAI and DeepSeek name them."""
+    return {
+        "prompt_tokens": used.prompt,
+        "completion_tokens": used.completion,
+        "total_tokens": used.prompt + used.completion,
+        "prompt_tokens_details": {"cached_tokens": used.cached},
+        "completion_tokens_details": {"reasoning_tokens": used.reasoning},
+        "prompt_cache_hit_tokens": used.cached,
+        "prompt_cache_miss_tokens": used.prompt - used.cached,
+    }
+
+
+def _delta(part: TextDelta | CallDelta) -> dict[str, Any]:
+    if isinstance(part, TextDelta):
+        return {"reasoning_content" if part.reasoning else "content": part.text}
+    if part.name:
+        return {"tool_calls": [{"index": part.index, **_call(part)}]}
+    return {"tool_calls": [{"index": part.index, "function": {"arguments": part.arguments}}]}
+
+
+def _call(call: CallDelta) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

@@ -1,0 +1,101 @@
+"""Prometheus metrics, named as vLLM names those of the same meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from fourfold.engine.engine import EngineStats
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_GAPS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0, 20.0)
+_TOKENS = tuple(float(4**power) for power in range(1, 11))
+
+
+class Metrics:
+    """Those of one server.  stats: what its engine holds now."""
+
+    def __init__(self, model: str, stats: Callable[[], EngineStats]) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_Engine(model, stats))
+        self._model = model
+        histogram, counter = self._histogram, self._counter
+        self.first_token = histogram(
+            "time_to_first_token_seconds", "From the request to its first token.", _SECONDS
+        )
+        self.between_tokens = histogram(
+            "inter_token_latency_seconds", "Between two tokens of an answer.", _GAPS
+        )
+        self.whole = histogram(
+            "e2e_request_latency_seconds", "From the request to the end of its answers.", _SECONDS
+        )
+        self.queue = histogram(
+            "request_queue_time_seconds", "To the first token, without the steps of the prompt.", _SECONDS
+        )
+        self.prompt_sizes = histogram("request_prompt_tokens", "Tokens of a prompt.", _TOKENS)
+        self.answer_sizes = histogram("request_generation_tokens", "Tokens of an answer.", _TOKENS)
+        self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts.").labels(model)
+        self.answer_tokens = counter("generation_tokens", "Tokens of answers.").labels(model)
+        self.vanished = counter("disconnected_requests", "Requests whose client went away.").labels(model)
+        self.slow = counter("slow_readers", "Streams given up because nobody read them.").labels(model)
+        self.shed = counter("shed_requests", "Requests refused for overload.").labels(model)
+        self._finished = counter("request_success", "Answers that ended.", "finished_reason")
+        self._http = counter("http_requests", "HTTP requests.", "method", "path", "status")
+
+    def _histogram(self, name: str, about: str, buckets: tuple[float, ...]) -> Histogram:
+        made = Histogram(f"fourfold:{name}", about, ["model_name"], registry=self._registry, buckets=buckets)
+        return made.labels(self._model)
+
+    def _counter(self, name: str, about: str, *labels: str) -> Counter:
+        return Counter(f"fourfold:{name}", about, ["model_name", *labels], registry=self._registry)
+
+    def finished(self, reason: str) -> None:
+        self._finished.labels(self._model, reason).inc()
+
+    def http(self, method: str, path: str, status: int) -> None:
+        """path: of a route of ours, since what clients make up has no end."""
+        self._http.labels(self._model, method, path, str(status)).inc()
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)
+
+
+class _Engine(Collector):
+    """What the engine counts itself, read when somebody asks."""
+
+    def __init__(self, model: str, stats: Callable[[], EngineStats]) -> None:
+        self._model = model
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._stats()
+        held = stats.blocks - stats.blocks_free - stats.blocks_cached
+        computed, cached = stats.counters.computed_tokens, stats.counters.cached_tokens
+        gauges = {
+            "num_requests_running": ("Requests that are computed.", stats.running),
+            "num_requests_waiting": ("Requests that wait.", stats.waiting),
+            "kv_cache_usage_perc": ("Share of the cache that requests hold.", held / max(1, stats.blocks)),
+            "prefix_snapshots": ("States that a prompt can start from.", stats.snapshots),
+            "kv_cache_bytes": ("Memory of the cache.", stats.cache_bytes),
+        }
+        counters = {
+            "prefix_cache_queries": ("Tokens looked for in the prefix cache.", computed + cached),
+            "prefix_cache_hits": ("Tokens found in it.", cached),
+            "num_preemptions": ("Requests put aside for others.", stats.counters.preempted),
+            "engine_steps": ("Forward passes.", stats.counters.steps),
+        }
+        for name, (about, value) in gauges.items():
+            gauge = GaugeMetricFamily(f"fourfold:{name}", about, labels=["model_name"])
+            gauge.add_metric([self._model], value)
+            yield gauge
+        for name, (about, value) in counters.items():
+            counter = CounterMetricFamily(f"fourfold:{name}", about, labels=["model_name"])
+            counter.add_metric([self._model], value)
+            yield counter
