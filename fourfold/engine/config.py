@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 
@@ -14,6 +15,9 @@ from fourfold.errors import ConfigError
 from fourfold.model.paged_shape import Shape
 from fourfold.model.transformer import Transformer
 from fourfold.tiers.memory import free_ram, parse_ram, written
+
+Draft = Literal["mtp", "ngram", "none"]
+DRAFTS: tuple[Draft, ...] = get_args(Draft)
 
 _SHARE = 4
 """Unless told otherwise the cache takes a 4th of what is free at most, and saved states a 4th of that."""
@@ -33,6 +37,8 @@ class EngineConfig:
     again.  None: a 4th of `memory`.
     cache_dir: a folder that keeps states and blocks beyond this process, and that others may share.
     cache_size: how much of it may be used, by all models.
+    draft: who guesses tokens that one step then verifies, as long as that pays: "ngram", what followed when
+    the text last ended so; "mtp", that and the model's MTP block; "none".  The answers are the same bits.
     """
 
     max_running: int = 32
@@ -43,8 +49,11 @@ class EngineConfig:
     saved_memory: int | str | None = None
     cache_dir: str | Path | None = None
     cache_size: int | str = "16GiB"
+    draft: Draft = "none"
 
     def __post_init__(self) -> None:
+        if self.draft not in DRAFTS:
+            raise ConfigError(f"draft is {self.draft!r}; allowed: {', '.join(DRAFTS)}")
         least = {"max_running": 1, "step_tokens": 2 * self.max_running, "snapshots": 0, "snapshot_every": 1}
         for name, low in least.items():
             value = getattr(self, name)
@@ -58,13 +67,16 @@ class EngineConfig:
         blocks = -(-longest // shape.block_tokens)
         return replace(one, memory=one._fixed(shape) + max(1, blocks * shape.block_bytes))
 
-    def limits(self, shape: Shape, model: ModelConfig, free: int | None) -> Limits:
+    def limits(
+        self, shape: Shape, model: ModelConfig, free: int | None, *, drafting: Shape | None = None
+    ) -> Limits:
         """What a scheduler may give out for a model that keeps `shape` of a sequence.
 
+        drafting: what its MTP block keeps, where that drafts.
         free: memory that is there, in bytes; None where that is not known.  ConfigError: the memory does not
         hold the fixed states and one block.  RequestError: it is no size.
         """
-        fixed = self._fixed(shape)
+        fixed = self._fixed(shape, drafting)
         longest = -(-model.max_position_embeddings // shape.block_tokens)
         if self.memory is None:
             memory = fixed + self.max_running * longest * shape.block_bytes
@@ -102,10 +114,12 @@ class EngineConfig:
             return memory // _SHARE
         return 0 if self.saved_memory == 0 else parse_ram(self.saved_memory, "saved_memory")
 
-    def _fixed(self, shape: Shape) -> int:
+    def _fixed(self, shape: Shape, drafting: Shape | None = None) -> int:
         """Bytes of all that is no block."""
         # One slot more is the cache's own.
         states = (self.max_running + self.snapshots + 1) * shape.slot_bytes
+        if drafting is not None:
+            states += (self.max_running + 1) * drafting.slot_bytes + self.step_tokens * drafting.staged_bytes
         return states + self.step_tokens * shape.staged_bytes
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import fourfold
 from fourfold import EngineConfig, Request, Sampling
-from fourfold.engine import engine as module
+from fourfold.engine import work as module
 from fourfold.engine.engine import Engine
 from fourfold.engine.sampler import sample
 from fourfold.model.transformer import Transformer
