@@ -43,7 +43,7 @@ class Repetition:
         self._known = max(0, len(ids) - _REACH)
 
     def draft(self, most: int) -> tuple[int, ...]:
-        """Up to `most` tokens that may follow; where the earlier place runs into the end, the period goes on."""
+        """Up to `most` tokens that may follow; where the earlier place runs into the end, they repeat."""
         ids = self._ids
         for end in range(max(self._known, _GRAM), len(ids)):
             self._after[tuple(ids[end - _GRAM : end])] = end

@@ -32,7 +32,7 @@ from fourfold.protocol import Chat
 
 @dataclass
 class Witness:
-    """Every call of `sample`: seed and position -> the logits that it saw, the model's own after a draft's."""
+    """Calls of `sample`: seed and position -> the logits that it saw last, the model's after a draft's."""
 
     seen: dict[tuple[int | None, int], Tensor] = field(default_factory=dict, repr=False)
 

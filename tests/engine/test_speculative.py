@@ -114,14 +114,16 @@ def test_repetitions_are_drafted_where_there_are_any(stub, monkeypatch):
 
 def test_what_a_draft_may_be(stub, tiny_folder):
     with pytest.raises(ConfigError, match=r"draft is 'eagle'; allowed: mtp, ngram, none"):
-        EngineConfig(draft="eagle")  # type: ignore[arg-type]
+        EngineConfig(draft="eagle")
     stub.config.num_nextn_predict_layers = 0
     with pytest.raises(ConfigError, match="no MTP block"):
         engine(stub, draft="mtp")
     model = fourfold.load(tiny_folder)
     config = EngineConfig(max_running=2, draft="mtp", memory="64MiB")
     with Engine(model, config) as own:
+        assert own._speculator is not None
         block = own._speculator._block
+        assert block is not None
         account = config._fixed(model.cache_shape, model.draft_shape(8)) - config._fixed(model.cache_shape)
         assert block.cache.bytes == account
 
@@ -151,7 +153,7 @@ def test_drawn_answers_have_the_models_distribution(stub):
 
 
 def test_a_draw_with_the_same_noise_agrees_nearly_as_often_as_can_be():
-    """Two distributions p and q can agree in sum min(p, q); common noise reaches at least s / (2 - s) of it."""
+    """p and q can agree in s = sum min(p, q) of all cases; common noise reaches s / (2 - s) at least."""
     generator = torch.Generator().manual_seed(1)
     agreed = bound = best = 0.0
     draws = 4000
