@@ -38,6 +38,7 @@ def generate(
     min_p: options.MinP = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
+    draft: options.Draft = "none",
     device: options.Device = "cpu",
     numerics: options.Numerics = "fast",
     threads: options.Threads = 0,
@@ -68,7 +69,7 @@ def generate(
     sampling = opened.sampler(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
     given = text if rendered is None else rendered.encode(opened.tokenizer)
     wanted: GenerateOptions = {"max_tokens": max_tokens, "stop": stop or (), **sampling}
-    generation = run(opened.model, given, **wanted)
+    generation = run(opened.model, given, draft=draft, **wanted)
     if not chat and not json and sys.stdout.isatty():
         console.aside(text)
     spoken = speak(generation, conversation, show=not json)

@@ -125,6 +125,14 @@ Stop = Annotated[
     typer.Option(callback=_stop, help="End the answer before this text; may be repeated."),
 ]
 
+Draft = Annotated[
+    Literal["mtp", "ngram", "none"],
+    typer.Option(
+        help="Guess tokens and verify several at once, as long as that is faster: ngram by repetition, mtp by "
+        "the checkpoint's MTP block, too. The answer is the same."
+    ),
+]
+
 System = Annotated[str | None, typer.Option(help="System text in front of the conversation.")]
 Think = Annotated[
     bool, typer.Option("--think/--no-think", help="Let the model reason first (on stderr, grey).")

@@ -10,6 +10,7 @@ import torch
 
 from fourfold.config import ModelConfig
 from fourfold.engine.disk import DiskCache
+from fourfold.engine.drafts import MOST
 from fourfold.engine.limits import Limits
 from fourfold.errors import ConfigError
 from fourfold.model.paged_shape import Shape
@@ -61,11 +62,18 @@ class EngineConfig:
                 raise ConfigError(f"{name} is {value!r}; allowed: a whole number from {low}")
 
     @classmethod
-    def for_one(cls, shape: Shape, prompt: int, longest: int) -> EngineConfig:
-        """Just enough for one request of up to `longest` tokens, of which nothing is kept."""
-        one = cls(max_running=1, snapshots=0, step_tokens=max(2, min(prompt, cls.step_tokens)))
+    def for_one(
+        cls, shape: Shape, prompt: int, longest: int, *, draft: Draft = "none", drafting: Shape | None = None
+    ) -> EngineConfig:
+        """Just enough for one request of up to `longest` tokens, of which nothing is kept.
+
+        drafting: what `draft_shape` gives for the model and `draft`.
+        """
+        least = 2 if draft == "none" else 1 + MOST
+        step = max(least, min(prompt, cls.step_tokens))
+        one = cls(max_running=1, snapshots=0, step_tokens=step, draft=draft)
         blocks = -(-longest // shape.block_tokens)
-        return replace(one, memory=one._fixed(shape) + max(1, blocks * shape.block_bytes))
+        return replace(one, memory=one._fixed(shape, drafting) + max(1, blocks * shape.block_bytes))
 
     def limits(
         self, shape: Shape, model: ModelConfig, free: int | None, *, drafting: Shape | None = None
@@ -129,3 +137,15 @@ def free_memory(device: torch.device) -> int | None:
         return free_ram()
     info = getattr(torch.get_device_module(device), "mem_get_info", None)
     return None if info is None else int(info(device)[0])
+
+
+def draft_shape(model: Transformer, draft: Draft) -> Shape | None:
+    """What the MTP block keeps of a request, if it drafts.  ConfigError: it should, and there is none."""
+    if draft != "mtp":
+        return None
+    if not model.config.num_nextn_predict_layers:
+        raise ConfigError(
+            "draft is 'mtp', but this checkpoint has no MTP block (num_nextn_predict_layers is 0); "
+            "allowed: 'ngram' and 'none'"
+        )
+    return model.draft_shape(MOST)

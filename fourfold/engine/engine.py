@@ -16,8 +16,7 @@ from torch import Tensor
 
 from fourfold.engine.answer import Answer, Choice, Chunk
 from fourfold.engine.chooser import Chooser
-from fourfold.engine.config import EngineConfig, free_memory
-from fourfold.engine.drafts import MOST
+from fourfold.engine.config import EngineConfig, draft_shape, free_memory
 from fourfold.engine.grammar import Grammars
 from fourfold.engine.job import Job, Phase, Resume, Share
 from fourfold.engine.limits import Counters
@@ -28,8 +27,7 @@ from fourfold.engine.runner import Runner
 from fourfold.engine.scheduler import Scheduler
 from fourfold.engine.speculative import Speculator
 from fourfold.engine.work import Work
-from fourfold.errors import ConfigError, RequestError
-from fourfold.model.paged_shape import Shape
+from fourfold.errors import RequestError
 from fourfold.model.transformer import Transformer
 from fourfold.tokenizer import Tokenizer
 
@@ -73,7 +71,10 @@ class Engine:
         self.tokenizer: Tokenizer = found
         self.config = config or EngineConfig()
         limits = self.config.limits(
-            model.cache_shape, model.config, free_memory(model.device), drafting=self._draft_shape()
+            model.cache_shape,
+            model.config,
+            free_memory(model.device),
+            drafting=draft_shape(model, self.config.draft),
         )
         disk = self.config.disk_cache(model)
         self._scheduler = Scheduler(limits, None if disk is None else disk.longest)
@@ -211,17 +212,6 @@ class Engine:
             masks=None if request.constraint is None else self._grammars.start(request.constraint),
         )
         return job, Work(answer, choice, chooser)
-
-    def _draft_shape(self) -> Shape | None:
-        """What the MTP block keeps of a request, if it is asked."""
-        if self.config.draft != "mtp":
-            return None
-        if not self.model.config.num_nextn_predict_layers:
-            raise ConfigError(
-                "draft is 'mtp', but this checkpoint has no MTP block (num_nextn_predict_layers is 0); "
-                "allowed: 'ngram' and 'none'"
-            )
-        return self.model.draft_shape(MOST)
 
     def _limit(self, prompt: int, wanted: int | None) -> int:
         """The longest answer.  The model's positions shorten it; what the cache never holds is refused."""

@@ -8,7 +8,7 @@ from typing import TypedDict
 from torch import Tensor
 
 from fourfold.engine.answer import FinishReason, Timing
-from fourfold.engine.config import EngineConfig
+from fourfold.engine.config import Draft, EngineConfig, draft_shape
 from fourfold.engine.engine import Engine
 from fourfold.engine.request import Request, prompt_ids
 from fourfold.engine.sampler import Sampling
@@ -40,6 +40,7 @@ def generate(
     min_p: float = 0.0,
     seed: int | None = None,
     stop: str | Sequence[str] = (),
+    draft: Draft = "none",
     tokenizer: Tokenizer | None = None,
 ) -> Generation:
     """Continue `prompt`, piece by piece: `for piece in fourfold.generate(m, "Once upon a time"): ...`
@@ -51,6 +52,7 @@ def generate(
     is drawn (`Generation.sampling.seed` tells it).
 
     m: what `fourfold.load` returned. tokenizer: the model's own (`m.tokenizer`) unless given.
+    draft: "mtp" or "ngram" guess tokens that are then verified, as long as that is faster; see EngineConfig.
     Nothing is kept for a next call: `fourfold.Engine` serves conversations, and many requests at once.
     Raises RequestError, before anything is computed, for an argument that is not allowed or a prompt that
     does not fit.
@@ -62,7 +64,10 @@ def generate(
     ids = prompt_ids(prompt, tokenizer, m.config)
     request = Request(prompt=ids, max_tokens=max_tokens, sampling=sampling, stop=stop)
     longest = min(len(ids) + max_tokens, m.config.max_position_embeddings)
-    engine = Engine(m, EngineConfig.for_one(m.cache_shape, len(ids), longest), tokenizer=tokenizer)
+    config = EngineConfig.for_one(
+        m.cache_shape, len(ids), longest, draft=draft, drafting=draft_shape(m, draft)
+    )
+    engine = Engine(m, config, tokenizer=tokenizer)
     return Generation(engine, request, alone=True)
 
 
