@@ -20,6 +20,7 @@ from fourfold.engine.config import EngineConfig, draft_shape, free_memory
 from fourfold.engine.grammar import Grammars
 from fourfold.engine.job import Job, Phase, Resume, Share
 from fourfold.engine.limits import Counters
+from fourfold.engine.log import Interrupted
 from fourfold.engine.mtp_drafts import Writer
 from fourfold.engine.radix import TokenIds
 from fourfold.engine.request import Request, boundaries, check_ids, prompt_ids
@@ -31,6 +32,7 @@ from fourfold.errors import RequestError
 from fourfold.model.transformer import Transformer
 from fourfold.tokenizer import Tokenizer
 
+_NO_LOG = "this engine has no cache_dir, which it needs to know of interrupted requests"
 _PATIENCE = 0.05
 """Seconds until a step that has nothing to compute, because all wait for the disk, ends."""
 
@@ -82,6 +84,7 @@ class Engine:
         self._speculator: Speculator | None = None
         if self.config.draft != "none":
             self._speculator = Speculator(model, limits, mtp=self.config.draft == "mtp")
+        self._log = None if disk is None else disk.log
         self._work_of: dict[Job, Work] = {}
         self._special = frozenset(found.special_ids.values())
         self._unusable = torch.tensor(found.unused_ids(model.config.vocab_size), dtype=torch.int64)
@@ -98,13 +101,40 @@ class Engine:
         RequestError, at once: it is malformed, can never fit, or its constraint cannot be compiled (the first
         constraint of an engine takes a moment, and every new one: ask from a thread where nothing may wait).
         """
-        config = self.model.config
-        ids = prompt_ids(request.prompt, self.tokenizer, config)
-        check_ids(request, config)
-        limit = self._limit(len(ids), request.max_tokens)
-        answer = Answer(ids, request, limit, self.tokenizer, config.eos_token_id)
-        self._orders.append(partial(self._begin, [self._work(answer, choice) for choice in answer.choices]))
+        answer, works = self._prepare(request)
+        if self._log is not None:
+            self._log.begin(answer)
+        self._orders.append(partial(self._begin, works))
         return answer
+
+    @property
+    def interrupted(self) -> dict[str, Interrupted]:
+        """Requests by id that engines on this cache_dir had begun when they were killed, up to a day ago."""
+        return {} if self._log is None else self._log.interrupted
+
+    def resume(self, request_id: str) -> Answer:
+        """Go on with an interrupted request: its chunks begin with what was generated before.
+
+        RequestError: there is no such one, or this engine's memory does not hold it.
+        """
+        if self._log is None:
+            raise RequestError(_NO_LOG)
+        lost = self._log.found(request_id)
+        answer, works = self._prepare(lost.request)
+        if answer.request.logprobs is None and answer.request.prompt_logprobs is None:
+            for own, said in zip(works, lost.ids, strict=True):
+                own.replay(said)
+        # Else all is computed again: log probabilities are not logged, and follow like the tokens.
+        self._log.resume(request_id)
+        self._orders.append(partial(self._begin, [own for own in works if not own.choice.ended]))
+        return answer
+
+    def forget(self, request_id: str) -> None:
+        """An interrupted request is not wanted any more.  RequestError: there is no such one."""
+        if self._log is None:
+            raise RequestError(_NO_LOG)
+        self._log.resume(request_id)
+        self._log.end(request_id)
 
     def stream(self, request: Request) -> Generator[Chunk]:
         """The chunks of an answer, as they come.  Closing the iterator cancels the request.
@@ -153,8 +183,10 @@ class Engine:
     def cancel(self, answer: Answer, *, wait: bool = False) -> None:
         """Give a request up: within a step everything it holds is free.  wait: until that is so.
 
-        Nothing happens where it has ended.
+        Nothing happens where it has ended, but that it is not logged any more.
         """
+        if self._log is not None:
+            self._log.end(answer.request.id)
         if answer.ended:
             return
         self._orders.append(partial(self._cancel, answer))
@@ -193,7 +225,16 @@ class Engine:
             counters=replace(scheduler.counters),
         )
 
-    def _work(self, answer: Answer, choice: Choice) -> tuple[Job, Work]:
+    def _prepare(self, request: Request) -> tuple[Answer, list[Work]]:
+        """An answer without tokens, and what computes each of its choices.  RequestError: as `submit`."""
+        config = self.model.config
+        ids = prompt_ids(request.prompt, self.tokenizer, config)
+        check_ids(request, config)
+        limit = self._limit(len(ids), request.max_tokens)
+        answer = Answer(ids, request, limit, self.tokenizer, config.eos_token_id)
+        return answer, [self._work(answer, choice) for choice in answer.choices]
+
+    def _work(self, answer: Answer, choice: Choice) -> Work:
         """What computes one choice."""
         ids, request = answer.prompt_ids, answer.request
         job = Job(
@@ -211,7 +252,7 @@ class Engine:
             min_tokens=request.min_tokens,
             masks=None if request.constraint is None else self._grammars.start(request.constraint),
         )
-        return job, Work(answer, choice, chooser)
+        return Work(job, answer, choice, chooser)
 
     def _limit(self, prompt: int, wanted: int | None) -> int:
         """The longest answer.  The model's positions shorten it; what the cache never holds is refused."""
@@ -243,10 +284,10 @@ class Engine:
         while self._orders:
             self._orders.popleft()()
 
-    def _begin(self, works: Sequence[tuple[Job, Work]]) -> None:
-        for job, work in works:
-            self._work_of[job] = work
-            self._scheduler.submit(job)
+    def _begin(self, works: Sequence[Work]) -> None:
+        for work in works:
+            self._work_of[work.job] = work
+            self._scheduler.submit(work.job)
 
     def _cancel(self, answer: Answer) -> None:
         self._end(answer)
@@ -314,15 +355,18 @@ class Engine:
         accepted, failed = self._say(shares, logits)
         self._runner.commit(shares, self._scheduler.advance(shares, accepted), accepted)
         seconds = time.perf_counter() - start
+        answers = [self._work_of[share.job].answer for share in shares]
         for share in shares:
             work = self._work_of[share.job]
             if work.choice.index == 0:
-                work.answer.cached_tokens = share.job.cached or 0
+                work.answer.cached_tokens = min(share.job.cached or 0, len(work.answer.prompt_ids))
             if share.job not in begun:
                 work.answer.timing.add(share.new, seconds, prompt=True)
             else:
                 given = 1 + accepted[share.job] if share.job in accepted else 0
                 work.answer.timing.add(given, seconds, prompt=False)
+        if self._log is not None:
+            self._log.progress(answers)
         for job, reason in failed.items():
             self._fail(job, reason)
         for job in [share.job for share in shares if share.job in self._work_of]:

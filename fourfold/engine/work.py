@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from fourfold.engine.answer import Answer, Choice
 from fourfold.engine.chooser import Chooser
+from fourfold.engine.job import Job
 from fourfold.engine.logprobs import token_logprob
 from fourfold.engine.masks import Stuck
 from fourfold.engine.sampler import sample
@@ -17,9 +19,18 @@ from fourfold.engine.sampler import sample
 class Work:
     """One choice of an answer, and the history that its choosing depends on."""
 
+    job: Job
     answer: Answer
     choice: Choice
     chooser: Chooser
+
+    def replay(self, ids: Sequence[int]) -> None:
+        """These tokens are known from before."""
+        for token in ids:
+            self.choice.push(token)
+        if ids and not self.choice.ended:
+            self.job.tokens.ids += ids
+            self.chooser.accept(ids)
 
     def say(self, logits: Tensor, position: int, drafts: tuple[int, ...]) -> tuple[list[int], int]:
         """The next tokens: one from each row of logits [n, V], as long as the draft has said the same.
