@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypedDict, Unpack, get_args
 
 import torch
 
@@ -20,8 +20,20 @@ from fourfold.tiers.memory import free_ram, parse_ram, written
 Draft = Literal["mtp", "ngram", "none"]
 DRAFTS: tuple[Draft, ...] = get_args(Draft)
 
+CACHE_SIZE = "16GiB"
+"""Of a folder, unless told otherwise: V4-Flash has there, in bf16, a million tokens and 500 states."""
+_SNAPSHOTS = 4
+"""Of one request: at the end of the prompt and of the answer, and where the last message began."""
 _SHARE = 4
 """Unless told otherwise the cache takes a 4th of what is free at most, and saved states a 4th of that."""
+
+
+class EngineOptions(TypedDict, total=False):
+    """Keyword arguments of EngineConfig that make sense for a single conversation."""
+
+    cache_dir: str | Path | None
+    cache_size: int | str
+    draft: Draft
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +61,7 @@ class EngineConfig:
     snapshot_every: int = 4096
     saved_memory: int | str | None = None
     cache_dir: str | Path | None = None
-    cache_size: int | str = "16GiB"
+    cache_size: int | str = CACHE_SIZE
     draft: Draft = "none"
 
     def __post_init__(self) -> None:
@@ -63,17 +75,28 @@ class EngineConfig:
 
     @classmethod
     def for_one(
-        cls, shape: Shape, prompt: int, longest: int, *, draft: Draft = "none", drafting: Shape | None = None
+        cls,
+        shape: Shape,
+        prompt: int,
+        longest: int,
+        *,
+        drafting: Shape | None = None,
+        **options: Unpack[EngineOptions],
     ) -> EngineConfig:
-        """Just enough for one request of up to `longest` tokens, of which nothing is kept.
+        """Just enough for one request of up to `longest` tokens, of which nothing is kept but on disk.
 
         drafting: what `draft_shape` gives for the model and `draft`.
         """
-        least = 2 if draft == "none" else 1 + MOST
-        step = max(least, min(prompt, cls.step_tokens))
-        one = cls(max_running=1, snapshots=0, step_tokens=step, draft=draft)
-        blocks = -(-longest // shape.block_tokens)
-        return replace(one, memory=one._fixed(shape, drafting) + max(1, blocks * shape.block_bytes))
+        least = 2 if options.get("draft", "none") == "none" else 1 + MOST
+        one = cls(
+            max_running=1,
+            snapshots=0 if options.get("cache_dir") is None else _SNAPSHOTS,
+            step_tokens=max(least, min(prompt, cls.step_tokens)),
+            **options,
+        )
+        blocks = -(-longest // shape.block_tokens) * shape.block_bytes
+        memory = one._fixed(shape, drafting) + max(1, blocks)
+        return replace(one, memory=memory, saved_memory=shape.slot_bytes + blocks)
 
     def limits(
         self, shape: Shape, model: ModelConfig, free: int | None, *, drafting: Shape | None = None
