@@ -59,9 +59,11 @@ def messages_of(system: str | None, user: str) -> list[dict[str, Any]]:
 
 
 def speed_line(generation: Generation) -> str:
-    """128 tokens, prefill 2,310 tok/s, decode 41.3 tok/s."""
+    """128 tokens, 4,096 of the prompt cached, prefill 2,310 tok/s, decode 41.3 tok/s."""
     timing = generation.timing
     parts = [f"{len(generation.ids):,} token{'' if len(generation.ids) == 1 else 's'}"]
+    if generation.cached_tokens:
+        parts.append(f"{generation.cached_tokens:,} of the prompt cached")
     if timing.prefill_seconds:
         parts.append(f"prefill {console.rate(timing.prefill_rate)}")
     if timing.decode_tokens:

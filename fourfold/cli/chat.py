@@ -12,6 +12,7 @@ import typer
 from fourfold.cli import DONE, FAILED, INTERRUPTED, console, options
 from fourfold.cli.answer import Spoken, messages_of, speak, speed_line
 from fourfold.cli.model import Opened, model_name, open_model, tiers_line
+from fourfold.engine.config import CACHE_SIZE
 from fourfold.engine.generate import GenerateOptions
 from fourfold.engine.session import Session
 from fourfold.errors import FourfoldError
@@ -38,11 +39,14 @@ def chat(
     top_k: options.TopK = None,
     min_p: options.MinP = None,
     seed: options.Seed = None,
+    draft: options.Draft = "none",
     device: options.Device = "cpu",
     numerics: options.Numerics = "fast",
     threads: options.Threads = 0,
     ram: options.Ram = None,
     expert_copy: options.ExpertCopy = None,
+    cache_dir: options.CacheDir = None,
+    cache_size: options.CacheSize = CACHE_SIZE,
     stats: options.Stats = False,
 ) -> int:
     """Talk with a model. Without a terminal, each line of stdin is one turn."""
@@ -57,7 +61,8 @@ def chat(
         model, device=device, numerics=numerics, threads=threads, ram=ram, expert_copy=expert_copy
     )
     sampling = opened.sampler(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
-    talk = Conversation(opened, beginning, {"max_tokens": max_tokens, **sampling}, stats)
+    session = Session(opened.model, draft=draft, cache_dir=cache_dir, cache_size=cache_size)
+    talk = Conversation(opened, session, beginning, {"max_tokens": max_tokens, **sampling}, stats)
     if sys.stdin is None or not sys.stdin.isatty():
         return repl(talk, _read_pipe, terminal=False)
     console.note("/help lists the commands, Ctrl-D leaves")
@@ -72,13 +77,11 @@ class Conversation:
     """
 
     opened: Opened
+    session: Session
     beginning: Chat
     generate_options: GenerateOptions
     stats: bool = False
     turns: list[dict[str, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.session = Session(self.opened.model)
 
     def say(self, text: str) -> Spoken:
         """One turn: the user's text, the model's answer. One that fails leaves the conversation as it was."""

@@ -10,6 +10,7 @@ import typer
 from fourfold.cli import DONE, INTERRUPTED, console, options
 from fourfold.cli.answer import Spoken, messages_of, speak, speed_line
 from fourfold.cli.model import Opened, model_name, open_model, tiers_line
+from fourfold.engine.config import CACHE_SIZE
 from fourfold.engine.generate import GenerateOptions, Generation
 from fourfold.engine.generate import generate as run
 from fourfold.protocol import Chat
@@ -38,11 +39,14 @@ def generate(
     min_p: options.MinP = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
+    draft: options.Draft = "none",
     device: options.Device = "cpu",
     numerics: options.Numerics = "fast",
     threads: options.Threads = 0,
     ram: options.Ram = None,
     expert_copy: options.ExpertCopy = None,
+    cache_dir: options.CacheDir = None,
+    cache_size: options.CacheSize = CACHE_SIZE,
     stats: options.Stats = False,
     json: options.Json = False,
 ) -> int:
@@ -68,7 +72,7 @@ def generate(
     sampling = opened.sampler(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
     given = text if rendered is None else rendered.encode(opened.tokenizer)
     wanted: GenerateOptions = {"max_tokens": max_tokens, "stop": stop or (), **sampling}
-    generation = run(opened.model, given, **wanted)
+    generation = run(opened.model, given, draft=draft, cache_dir=cache_dir, cache_size=cache_size, **wanted)
     if not chat and not json and sys.stdout.isatty():
         console.aside(text)
     spoken = speak(generation, conversation, show=not json)
@@ -91,6 +95,7 @@ def _document(opened: Opened, generation: Generation, spoken: Spoken) -> dict[st
         "finish_reason": "interrupted" if spoken.interrupted else generation.finish_reason,
         "seed": generation.sampling.seed,
         "prompt_tokens": len(generation.prompt_ids),
+        "cached_tokens": generation.cached_tokens,
         "tokens": len(generation.ids),
         "prefill_tokens_per_second": round(timing.prefill_rate, 2),
         "decode_tokens_per_second": round(timing.decode_rate, 2),

@@ -50,13 +50,18 @@ def _stop(strings: list[str] | None) -> list[str] | None:
     return strings
 
 
-def _ram(text: str | None) -> str | None:
-    try:
-        if text is not None:
-            parse_ram(text)
-    except RequestError as wrong:
-        raise typer.BadParameter(str(wrong)) from None
-    return text
+def _size(name: str) -> Callable[[str | None], str | None]:
+    """A check of a number of bytes."""
+
+    def check(text: str | None) -> str | None:
+        try:
+            if text is not None:
+                parse_ram(text, name)
+        except RequestError as wrong:
+            raise typer.BadParameter(str(wrong)) from None
+        return text
+
+    return check
 
 
 Device = Annotated[
@@ -73,7 +78,7 @@ Threads = Annotated[int, typer.Option(help="CPU threads that compute; 0 leaves i
 Ram = Annotated[
     str | None,
     typer.Option(
-        callback=_ram,
+        callback=_size("ram"),
         metavar="SIZE",
         help="RAM for weights, 24GiB for one; experts beyond it are read from disk when needed.",
         show_default="what is free, less an 8th",
@@ -86,6 +91,19 @@ ExpertCopy = Annotated[
         help="Keep a page-aligned copy of the experts there, for faster reads where they exceed --ram.",
         show_default="none",
     ),
+]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Keep the cache of prompts and answers there: a prompt that begins like one before is not "
+        "computed again, in a later run either.",
+        show_default="none",
+    ),
+]
+CacheSize = Annotated[
+    str,
+    typer.Option(callback=_size("cache_size"), metavar="SIZE", help="How much of --cache-dir may be used."),
 ]
 Stats = Annotated[bool, typer.Option("--stats", help="Say on stderr what reading experts has cost.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -123,6 +141,14 @@ Seed = Annotated[
 Stop = Annotated[
     list[str] | None,
     typer.Option(callback=_stop, help="End the answer before this text; may be repeated."),
+]
+
+Draft = Annotated[
+    Literal["mtp", "ngram", "none"],
+    typer.Option(
+        help="Guess tokens and verify several at once, as long as that is faster: ngram by repetition, mtp by "
+        "the checkpoint's MTP block, too. The answer is the same."
+    ),
 ]
 
 System = Annotated[str | None, typer.Option(help="System text in front of the conversation.")]

@@ -45,12 +45,12 @@ class Timing:
     decode_seconds: float = 0.0
 
     def add(self, tokens: int, seconds: float, *, prompt: bool) -> None:
-        """A step that computed `tokens` of it; after the prompt that is one, or many to recover one."""
+        """A step that computed `tokens` of the prompt or, after it, gave so many to the answer."""
         if prompt:
             self.prefill_tokens += tokens
             self.prefill_seconds += seconds
         else:
-            self.decode_tokens += 1
+            self.decode_tokens += tokens
             self.decode_seconds += seconds
 
     @property

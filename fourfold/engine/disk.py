@@ -16,9 +16,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from fourfold.engine.disk_folder import CacheFolder
+from fourfold.engine.disk_folder import REQUESTS, CacheFolder
 from fourfold.engine.disk_format import Address, Addresses, Spec
 from fourfold.engine.fingerprint import cache_facts, cache_key
+from fourfold.engine.log import RequestLog
 from fourfold.engine.radix import TokenIds
 from fourfold.errors import ConfigError
 from fourfold.model.paged import PagedCache, Saved
@@ -50,6 +51,7 @@ class DiskCache:
         facts = cache_facts(model)
         self.key = cache_key(facts)
         self._folder = CacheFolder(root, self.key, facts, size)
+        self.log = RequestLog(self._folder.path / REQUESTS)
         self._digests: WeakKeyDictionary[TokenIds, list[bytes]] = WeakKeyDictionary()
         self._slot_specs = _specs(shape.slots.values())
         self._block_specs = _specs(shape.blocks.values())
@@ -103,6 +105,7 @@ class DiskCache:
 
     def close(self) -> None:
         """Write what waits, and end the threads."""
+        self.log.close()
         self._reader.shutdown(cancel_futures=True)
         self._writer.shutdown()
 

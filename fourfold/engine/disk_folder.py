@@ -1,6 +1,6 @@
 """A folder of cache files that several processes may share: what is there, publishing, evicting.
 
-    <cache_dir>/<key>/   files of one key, and about.json, which says what the key stands for
+    <cache_dir>/<key>/   files of one key; about.json, which says what the key stands for; requests/, the logs
 
 Files come into being under another name and are renamed when they are whole and on the disk, so a name that
 is listed is a file that is complete, whoever was killed when.  Its time is that of its last use; the files of
@@ -35,6 +35,7 @@ from fourfold.errors import ConfigError
 from fourfold.tiers.files import say
 
 _ABOUT = "about.json"
+REQUESTS = "requests"
 _UNFINISHED = ".unfinished"
 _ABANDONED = 600.0
 """Seconds after which an unfinished file has lost its writer: writing one takes milliseconds."""
@@ -205,7 +206,7 @@ class CacheFolder:
             self._names.add(name)
         elif is_block(name):
             self._names.add(name)
-        elif name != _ABOUT and not name.endswith(_UNFINISHED) and name not in self._foreign:
+        elif not (name in (_ABOUT, REQUESTS) or name.endswith(_UNFINISHED) or name in self._foreign):
             self._foreign.add(name)
             say(f"{self.path / name} is no file of the cache and is left alone")
 

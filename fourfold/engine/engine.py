@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,21 +16,23 @@ from torch import Tensor
 
 from fourfold.engine.answer import Answer, Choice, Chunk
 from fourfold.engine.chooser import Chooser
-from fourfold.engine.config import EngineConfig, free_memory
+from fourfold.engine.config import EngineConfig, draft_shape, free_memory
 from fourfold.engine.grammar import Grammars
 from fourfold.engine.job import Job, Phase, Resume, Share
 from fourfold.engine.limits import Counters
-from fourfold.engine.logprobs import token_logprob
-from fourfold.engine.masks import Stuck
+from fourfold.engine.log import Interrupted
+from fourfold.engine.mtp_drafts import Writer
 from fourfold.engine.radix import TokenIds
 from fourfold.engine.request import Request, boundaries, check_ids, prompt_ids
 from fourfold.engine.runner import Runner
-from fourfold.engine.sampler import sample
 from fourfold.engine.scheduler import Scheduler
+from fourfold.engine.speculative import Speculator
+from fourfold.engine.work import Work
 from fourfold.errors import RequestError
 from fourfold.model.transformer import Transformer
 from fourfold.tokenizer import Tokenizer
 
+_NO_LOG = "this engine has no cache_dir, which it needs to know of interrupted requests"
 _PATIENCE = 0.05
 """Seconds until a step that has nothing to compute, because all wait for the disk, ends."""
 
@@ -53,15 +55,6 @@ class EngineStats:
     counters: Counters
 
 
-@dataclass(frozen=True, eq=False)
-class Work:
-    """What a job is for: one choice of an answer."""
-
-    answer: Answer
-    choice: Choice
-    chooser: Chooser
-
-
 class Engine:
     """Serves requests of one model from one cache; any number of threads and tasks may ask at once.
 
@@ -79,10 +72,19 @@ class Engine:
         self.model = model
         self.tokenizer: Tokenizer = found
         self.config = config or EngineConfig()
-        limits = self.config.limits(model.cache_shape, model.config, free_memory(model.device))
+        limits = self.config.limits(
+            model.cache_shape,
+            model.config,
+            free_memory(model.device),
+            drafting=draft_shape(model, self.config.draft),
+        )
         disk = self.config.disk_cache(model)
         self._scheduler = Scheduler(limits, None if disk is None else disk.longest)
         self._runner = Runner(model, limits, disk)
+        self._speculator: Speculator | None = None
+        if self.config.draft != "none":
+            self._speculator = Speculator(model, limits, mtp=self.config.draft == "mtp")
+        self._log = None if disk is None else disk.log
         self._work_of: dict[Job, Work] = {}
         self._special = frozenset(found.special_ids.values())
         self._unusable = torch.tensor(found.unused_ids(model.config.vocab_size), dtype=torch.int64)
@@ -99,13 +101,40 @@ class Engine:
         RequestError, at once: it is malformed, can never fit, or its constraint cannot be compiled (the first
         constraint of an engine takes a moment, and every new one: ask from a thread where nothing may wait).
         """
-        config = self.model.config
-        ids = prompt_ids(request.prompt, self.tokenizer, config)
-        check_ids(request, config)
-        limit = self._limit(len(ids), request.max_tokens)
-        answer = Answer(ids, request, limit, self.tokenizer, config.eos_token_id)
-        self._orders.append(partial(self._begin, [self._work(answer, choice) for choice in answer.choices]))
+        answer, works = self._prepare(request)
+        if self._log is not None:
+            self._log.begin(answer)
+        self._orders.append(partial(self._begin, works))
         return answer
+
+    @property
+    def interrupted(self) -> dict[str, Interrupted]:
+        """Requests by id that engines on this cache_dir had begun when they were killed, up to a day ago."""
+        return {} if self._log is None else self._log.interrupted
+
+    def resume(self, request_id: str) -> Answer:
+        """Go on with an interrupted request: its chunks begin with what was generated before.
+
+        RequestError: there is no such one, or this engine's memory does not hold it.
+        """
+        if self._log is None:
+            raise RequestError(_NO_LOG)
+        lost = self._log.found(request_id)
+        answer, works = self._prepare(lost.request)
+        if answer.request.logprobs is None and answer.request.prompt_logprobs is None:
+            for own, said in zip(works, lost.ids, strict=True):
+                own.replay(said)
+        # Else all is computed again: log probabilities are not logged, and follow like the tokens.
+        self._log.resume(request_id)
+        self._orders.append(partial(self._begin, [own for own in works if not own.choice.ended]))
+        return answer
+
+    def forget(self, request_id: str) -> None:
+        """An interrupted request is not wanted any more.  RequestError: there is no such one."""
+        if self._log is None:
+            raise RequestError(_NO_LOG)
+        self._log.resume(request_id)
+        self._log.end(request_id)
 
     def stream(self, request: Request) -> Generator[Chunk]:
         """The chunks of an answer, as they come.  Closing the iterator cancels the request.
@@ -154,8 +183,10 @@ class Engine:
     def cancel(self, answer: Answer, *, wait: bool = False) -> None:
         """Give a request up: within a step everything it holds is free.  wait: until that is so.
 
-        Nothing happens where it has ended.
+        Nothing happens where it has ended, but that it is not logged any more.
         """
+        if self._log is not None:
+            self._log.end(answer.request.id)
         if answer.ended:
             return
         self._orders.append(partial(self._cancel, answer))
@@ -194,7 +225,16 @@ class Engine:
             counters=replace(scheduler.counters),
         )
 
-    def _work(self, answer: Answer, choice: Choice) -> tuple[Job, Work]:
+    def _prepare(self, request: Request) -> tuple[Answer, list[Work]]:
+        """An answer without tokens, and what computes each of its choices.  RequestError: as `submit`."""
+        config = self.model.config
+        ids = prompt_ids(request.prompt, self.tokenizer, config)
+        check_ids(request, config)
+        limit = self._limit(len(ids), request.max_tokens)
+        answer = Answer(ids, request, limit, self.tokenizer, config.eos_token_id)
+        return answer, [self._work(answer, choice) for choice in answer.choices]
+
+    def _work(self, answer: Answer, choice: Choice) -> Work:
         """What computes one choice."""
         ids, request = answer.prompt_ids, answer.request
         job = Job(
@@ -212,7 +252,7 @@ class Engine:
             min_tokens=request.min_tokens,
             masks=None if request.constraint is None else self._grammars.start(request.constraint),
         )
-        return job, Work(answer, choice, chooser)
+        return Work(job, answer, choice, chooser)
 
     def _limit(self, prompt: int, wanted: int | None) -> int:
         """The longest answer.  The model's positions shorten it; what the cache never holds is refused."""
@@ -244,10 +284,10 @@ class Engine:
         while self._orders:
             self._orders.popleft()()
 
-    def _begin(self, works: Sequence[tuple[Job, Work]]) -> None:
-        for job, work in works:
-            self._work_of[job] = work
-            self._scheduler.submit(job)
+    def _begin(self, works: Sequence[Work]) -> None:
+        for work in works:
+            self._work_of[work.job] = work
+            self._scheduler.submit(work.job)
 
     def _cancel(self, answer: Answer) -> None:
         self._end(answer)
@@ -297,69 +337,82 @@ class Engine:
     def _run(self, shares: Sequence[Share]) -> None:
         """Compute; where that fails, each request alone, so that it fails for those who cause it."""
         start = time.perf_counter()
+        for share in shares:
+            if share.drafts:
+                self._work_of[share.job].chooser.draft(share.drafts)
         try:
             logits = self._runner.compute(shares, self._score)
         except Exception as error:
-            if len(shares) == 1:
+            if len(shares) == 1 and not shares[0].drafts:
                 self._fail(shares[0].job, error)
             else:
                 for share in shares:
                     if share.job in self._work_of:
-                        self._run([share])
+                        # Without its draft: a guess is nobody's fault.
+                        self._run([replace(share, drafts=())])
             return
-        self._runner.commit(shares, self._scheduler.advance(shares))
+        begun = {share.job for share in shares if self._work_of[share.job].choice.ids}
+        accepted, failed = self._say(shares, logits)
+        self._runner.commit(shares, self._scheduler.advance(shares, accepted), accepted)
         seconds = time.perf_counter() - start
+        answers = [self._work_of[share.job].answer for share in shares]
         for share in shares:
-            # Another choice of the same answer may just have failed, and this one with it.
-            if (work := self._work_of.get(share.job)) is None:
-                continue
+            work = self._work_of[share.job]
             if work.choice.index == 0:
-                work.answer.cached_tokens = share.job.cached or 0
-            work.answer.timing.add(share.new, seconds, prompt=not work.choice.ids)
-            if share.job in logits:
-                self._next(share.job, work, logits[share.job])
+                work.answer.cached_tokens = min(share.job.cached or 0, len(work.answer.prompt_ids))
+            if share.job not in begun:
+                work.answer.timing.add(share.new, seconds, prompt=True)
+            else:
+                given = 1 + accepted[share.job] if share.job in accepted else 0
+                work.answer.timing.add(given, seconds, prompt=False)
+        if self._log is not None:
+            self._log.progress(answers)
+        for job, reason in failed.items():
+            self._fail(job, reason)
+        for job in [share.job for share in shares if share.job in self._work_of]:
+            if self._work_of[job].choice.ended:
+                self._finish(job)
+        if self._speculator is not None:
+            self._speculator.learn(shares, accepted, seconds)
+            self._speculator.draft(self._writers(shares, accepted), self._runner.streams)
+
+    def _say(
+        self, shares: Sequence[Share], logits: Mapping[Job, Tensor]
+    ) -> tuple[dict[Job, int], dict[Job, Exception]]:
+        """The next tokens of those whose logits are known: how many of each were drafted, or why there are
+        none."""
+        accepted: dict[Job, int] = {}
+        failed: dict[Job, Exception] = {}
+        for share in shares:
+            job = share.job
+            if job in logits:
+                try:
+                    said, accepted[job] = self._work_of[job].say(logits[job], len(job.tokens), share.drafts)
+                    job.tokens.ids += said
+                except Exception as error:
+                    failed[job] = error
+        return accepted, failed
 
     def _score(self, job: Job, position: int, logits: Tensor) -> None:
-        """Logits [n, V] after a prompt's tokens from `position` on."""
-        answer = self._work_of[job].answer
-        top = answer.request.prompt_logprobs
-        assert top is not None
-        found = answer.prompt_logprobs
-        for place, row in enumerate(logits, start=position + 1):
-            # What a preemption or a step that failed made us compute again is known.
-            if len(found) <= place < len(answer.prompt_ids):
-                found.append(token_logprob(row, answer.prompt_ids[place], top))
+        self._work_of[job].score(position, logits)
 
-    def _next(self, job: Job, work: Work, logits: Tensor) -> None:
-        """The next token of a choice, and its end if this is it."""
-        try:
-            self._choose(work, logits, len(job.tokens))
-        except Exception as error:
-            self._fail(job, error)
-            return
-        if not work.choice.ended:
-            job.tokens.ids.append(work.choice.ids[-1])
-            return
+    def _finish(self, job: Job) -> None:
         slot = job.slot
         for kept in self._scheduler.end(job, keep=True):
             self._runner.keep(slot, kept)
         del self._work_of[job]
 
-    def _choose(self, work: Work, logits: Tensor, position: int) -> None:
-        choice, request = work.choice, work.answer.request
-        if work.answer.limit == 0:
-            choice.finish("length")
-            return
-        try:
-            processed = work.chooser.processed(logits)
-        except Stuck:
-            choice.finish("constraint")
-            return
-        token = sample(processed, choice.sampling, position=position)
-        logprob = None if request.logprobs is None else token_logprob(logits, token, request.logprobs)
-        choice.push(token, logprob)
-        if not choice.ended:
-            work.chooser.accept([token])
+    def _writers(self, shares: Sequence[Share], accepted: Mapping[Job, int]) -> list[Writer]:
+        """Those of a step who go on."""
+        writers, row = [], 0
+        for share in shares:
+            job = share.job
+            if (work := self._work_of.get(job)) is not None:
+                before = job.computed - share.new - accepted.get(job, 0)
+                most = work.choice.limit - len(work.choice.ids) - 1
+                writers.append(Writer(job, before, row, most, partial(work.guess, position=len(job.tokens))))
+            row += share.length
+        return writers
 
     def _fail(self, job: Job, error: Exception) -> None:
         """Give up the answer that this job is for, if nobody has."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TypedDict
 
 from torch import Tensor
 
 from fourfold.engine.answer import FinishReason, Timing
-from fourfold.engine.config import EngineConfig
+from fourfold.engine.config import CACHE_SIZE, Draft, EngineConfig, draft_shape
 from fourfold.engine.engine import Engine
 from fourfold.engine.request import Request, prompt_ids
 from fourfold.engine.sampler import Sampling
@@ -40,7 +41,10 @@ def generate(
     min_p: float = 0.0,
     seed: int | None = None,
     stop: str | Sequence[str] = (),
+    draft: Draft = "none",
     tokenizer: Tokenizer | None = None,
+    cache_dir: str | Path | None = None,
+    cache_size: int | str = CACHE_SIZE,
 ) -> Generation:
     """Continue `prompt`, piece by piece: `for piece in fourfold.generate(m, "Once upon a time"): ...`
 
@@ -51,9 +55,12 @@ def generate(
     is drawn (`Generation.sampling.seed` tells it).
 
     m: what `fourfold.load` returned. tokenizer: the model's own (`m.tokenizer`) unless given.
-    Nothing is kept for a next call: `fourfold.Engine` serves conversations, and many requests at once.
+    draft: "mtp" or "ngram" guess tokens that are then verified, as long as that is faster; see EngineConfig.
+    Nothing is kept for a next call but in cache_dir, where `cache_size` may be used, and then a prompt that
+    begins like one before is not computed again; `fourfold.Engine` serves conversations, and many requests at
+    once.
     Raises RequestError, before anything is computed, for an argument that is not allowed or a prompt that
-    does not fit.
+    does not fit; ConfigError for a cache_dir that cannot be used.
     """
     tokenizer = tokenizer or m.tokenizer
     if tokenizer is None:
@@ -62,7 +69,16 @@ def generate(
     ids = prompt_ids(prompt, tokenizer, m.config)
     request = Request(prompt=ids, max_tokens=max_tokens, sampling=sampling, stop=stop)
     longest = min(len(ids) + max_tokens, m.config.max_position_embeddings)
-    engine = Engine(m, EngineConfig.for_one(m.cache_shape, len(ids), longest), tokenizer=tokenizer)
+    config = EngineConfig.for_one(
+        m.cache_shape,
+        len(ids),
+        longest,
+        drafting=draft_shape(m, draft),
+        draft=draft,
+        cache_dir=cache_dir,
+        cache_size=cache_size,
+    )
+    engine = Engine(m, config, tokenizer=tokenizer)
     return Generation(engine, request, alone=True)
 
 
@@ -87,6 +103,11 @@ class Generation(Iterator[str]):
     @property
     def finish_reason(self) -> FinishReason | None:
         return self._answer.finish_reason
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of the prompt, that did not have to be computed."""
+        return self._answer.cached_tokens
 
     @property
     def timing(self) -> Timing:

@@ -30,6 +30,7 @@ class Job:
     blocks: those of its first tokens, in order; slot: where its windows and open blocks lie.
     scored: the logits of its prompt are wanted, too, so that nothing of it may be left out.
     cached: tokens that it did not have to compute when it first started.
+    drafts: guesses of what follows its last known token, for the next step it takes part in.
     """
 
     tokens: TokenIds
@@ -42,6 +43,7 @@ class Job:
     slot: int = -1
     blocks: list[int] = field(default_factory=list)
     cached: int | None = None
+    drafts: tuple[int, ...] = ()
     waited: int = 0
     """Steps that it could not run."""
     overtaken: int = 0
@@ -58,10 +60,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Share:
-    """So many tokens of a job are computed in this step."""
+    """So many tokens of a job are computed in this step, and these guesses behind them."""
 
     job: Job
     new: int
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens of the pass."""
+        return self.new + len(self.drafts)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Counters:
     """What has happened so far, in tokens, requests or steps.
 
     cached_tokens: that requests did not have to compute; stored_tokens: those of them that came from disk.
+    verified: times that drafts of a request were verified; drafted, accepted: tokens of those drafts.
     """
 
     steps: int = 0
@@ -38,3 +39,16 @@ class Counters:
     stored_tokens: int = 0
     preempted: int = 0
     dropped_tokens: int = 0
+    verified: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    @property
+    def acceptance(self) -> float:
+        """The part of the drafted tokens that was right; 0 before there was one."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def draft_length(self) -> float:
+        """Mean length of a draft."""
+        return self.drafted / self.verified if self.verified else 0.0

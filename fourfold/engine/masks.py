@@ -40,8 +40,12 @@ class Masks:
 
     def draft(self, tokens: Sequence[int]) -> None:
         """The masks after each of these, which may not come to stay, begin to be computed."""
+        same = self._drafted[: len(tokens)] == tuple(tokens[: len(self._drafted)])
+        known = min(len(self._ahead), len(tokens)) if same else 0
         self._drafted = tuple(tokens)
-        self._ahead = [self._worker.submit(self._peek, self._drafted[: i + 1]) for i in range(len(tokens))]
+        self._ahead[known:] = [
+            self._worker.submit(self._peek, self._drafted[: i + 1]) for i in range(known, len(tokens))
+        ]
 
     def after(self, drafted: Sequence[int] = ()) -> Tensor:
         """What may come after the answer so far and `drafted`, [V] bool.  Stuck: nothing may."""

@@ -17,6 +17,7 @@ from fourfold.tokenizer import Tokenizer
 
 MOST_ANSWERS = 128
 MOST_LOGPROBS = 20
+LONGEST_ID = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class Request:
     logprobs: None, or give each token's log probability and those of so many most likely tokens, up to 20;
     prompt_logprobs: the same for the prompt, whose beginning is then computed even if it is cached.
     constraint: what the answer must look like.  priority: higher goes first.
+    id: a name under which an engine with a cache_dir logs it, for `Engine.resume`; no two may run under one.
     RequestError, on construction, names what is not allowed.
     """
 
@@ -48,6 +50,7 @@ class Request:
     prompt_logprobs: int | None = None
     constraint: Constraint | None = None
     priority: int = 0
+    id: str | None = None
 
     def __post_init__(self) -> None:
         least = 1 if self.prompt_logprobs is None else 0
@@ -76,6 +79,8 @@ class Request:
             )
         if not isinstance(self.priority, int) or isinstance(self.priority, bool):
             raise RequestError(f"priority is {self.priority!r}; allowed: a whole number")
+        if self.id is not None and not (isinstance(self.id, str) and 0 < len(self.id) <= LONGEST_ID):
+            raise RequestError(f"id is {self.id!r}; allowed: a text of 1 to {LONGEST_ID} characters")
 
 
 def _within(value: object, low: int, high: float = inf) -> bool:

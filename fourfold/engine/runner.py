@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 import torch
@@ -31,6 +31,8 @@ class Runner:
         self.cache = model.new_paged_cache(
             slots=limits.running + limits.snapshots, blocks=limits.blocks, call_tokens=limits.step_tokens
         )
+        self.streams = torch.empty(0)
+        """After the last block, of the tokens of the last `compute`, [1, N, M, D]."""
         self._snapshots = limits.running
         self._block_tokens = limits.block_tokens
         self._saved: dict[Job, Saved] = {}
@@ -75,7 +77,8 @@ class Runner:
     def compute(
         self, shares: Sequence[Share], score: Callable[[Job, int, Tensor], None]
     ) -> dict[Job, Tensor]:
-        """Logits [V] f32 of the jobs whose last known token is among the shares.  Nothing counts yet.
+        """Logits [n, V] f32 of the jobs whose last known token is among the shares, after it and after each
+        of their drafts.  Nothing counts yet.
 
         Of those that are `scored`, `score` gets the position of the first of some tokens and the logits
         [n, V] f32 after them, a few at a time.  All logits are on the CPU: what samples from them wants
@@ -83,30 +86,38 @@ class Runner:
         """
         spans, wanted = [], []
         ids: list[int] = []
+        places: list[int] = []
         scored: list[tuple[Share, int]] = []
         for share in shares:
             job = share.job
             self.cache.assign(job.slot, job.blocks)
-            spans.append(Span(job.slot, job.computed, share.new))
+            spans.append(Span(job.slot, job.computed, share.length))
             if job.scored:
                 scored.append((share, len(ids)))
             ids += job.tokens.ids[job.computed : job.computed + share.new]
             if share.new == job.pending:
-                wanted.append((job, len(ids) - 1))
+                wanted.append(share)
+                places += range(len(ids) - 1, len(ids) + len(share.drafts))
+            ids += share.drafts
         device = self.model.device
-        streams = self.model.paged_streams(torch.tensor(ids, device=device), spans, self.cache)
+        self.streams = streams = self.model.paged_streams(torch.tensor(ids, device=device), spans, self.cache)
         for share, start in scored:
             for part in range(0, share.new, _SCORED):
                 rows = streams[:, start + part : start + min(part + _SCORED, share.new)]
                 score(share.job, share.job.computed + part, self.model.logits(rows)[0].cpu())
-        places = torch.tensor([place for _, place in wanted], dtype=torch.int64, device=device)
-        logits = self.model.logits(streams[:, places])[0].cpu()
-        return {job: row for (job, _), row in zip(wanted, logits, strict=True)}
+        rows = streams[:, torch.tensor(places, dtype=torch.int64, device=device)]
+        parts = self.model.logits(rows)[0].cpu().split([1 + len(share.drafts) for share in wanted])
+        return {share.job: part for share, part in zip(wanted, parts, strict=True)}
 
-    def commit(self, shares: Sequence[Share], kept: Sequence[Keep]) -> None:
-        """The tokens of these shares count; states go to their snapshots' slots."""
+    def commit(self, shares: Sequence[Share], kept: Sequence[Keep], accepted: Mapping[Job, int]) -> None:
+        """The tokens of these shares count, and so many of their drafts; states go to their snapshots'
+        slots."""
         place = {share.job: i for i, share in enumerate(shares)}
-        self.cache.commit([(place[k.job], k.position, self._snapshots + k.snapshot_slot) for k in kept])
+        counted = None
+        if any(share.drafts for share in shares):
+            counted = [share.new + accepted.get(share.job, 0) for share in shares]
+        states = [(place[k.job], k.position, self._snapshots + k.snapshot_slot) for k in kept]
+        self.cache.commit(states, counted)
         for each in kept:
             self._store(each)
 

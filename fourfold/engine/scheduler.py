@@ -14,12 +14,14 @@ Policy, in the order of a step:
 4. Every request that has one token to compute gets it.  Half of what is left of the step's tokens is divided
    evenly among the prompts, the other half goes by rank and then to the prompt with the least left: short
    prompts pass long ones, and no prompt stands still.
+5. Drafts are verified with what is then left of the step's tokens, and in blocks that the request holds
+   anyway: no guess makes anybody wait or takes memory from anybody.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from fourfold.engine.blocks import BlockPool
 from fourfold.engine.job import SHORT, Action, Discard, Job, Keep, Load, Phase, Restart, Resume, Save, Share
@@ -77,13 +79,20 @@ class Scheduler:
         self._admit()
         return self._divide()
 
-    def advance(self, shares: Sequence[Share]) -> list[Keep]:
-        """The tokens of a step are computed.  Returns the states that are to be kept of it."""
+    def advance(self, shares: Sequence[Share], accepted: Mapping[Job, int] | None = None) -> list[Keep]:
+        """The tokens of a step are computed.  Returns the states that are to be kept of it.
+
+        accepted: drafts of a job that were right.  They are among its known tokens by now.
+        """
         self.counters.steps += 1
         kept: dict[int, Keep] = {}
-        for job, new in ((share.job, share.new) for share in shares):
-            before, job.computed = job.computed, job.computed + new
-            self.counters.computed_tokens += new
+        for share in shares:
+            job, right = share.job, (accepted or {}).get(share.job, 0)
+            before, job.computed = job.computed, job.computed + share.new + right
+            self.counters.computed_tokens += share.new + right
+            self.counters.verified += bool(share.drafts)
+            self.counters.drafted += len(share.drafts)
+            self.counters.accepted += right
             for position in self._boundaries(job, before):
                 # Where snapshots are few, a later one may already have the place of an earlier one.
                 kept |= {keep.snapshot_slot: keep for keep in self._keep(job, position)}
@@ -309,7 +318,7 @@ class Scheduler:
         self._slots.append(job.slot)
         for block in job.blocks:
             self.pool.drop(block)
-        job.slot, job.blocks = -1, []
+        job.slot, job.blocks, job.drafts = -1, [], ()
 
     def _unsave(self, job: Job) -> None:
         if job.saved_bytes:
@@ -332,7 +341,18 @@ class Scheduler:
             more = min(job.pending - shares[job], left)
             shares[job] += more
             left -= more
-        return [Share(job, new) for job, new in shares.items()]
+        divided = []
+        for job, new in shares.items():
+            share = Share(job, new, self._usable(job, left))
+            left -= len(share.drafts)
+            divided.append(share)
+        return divided
+
+    def _usable(self, job: Job, left: int) -> tuple[int, ...]:
+        """The drafts that fit into what is left of the step and into the job's last block."""
+        room = len(job.blocks) * self.limits.block_tokens - len(job.tokens)
+        drafts, job.drafts = job.drafts[: min(left, room)], ()
+        return drafts
 
 
 def _reusable(job: Job) -> int:

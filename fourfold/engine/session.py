@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-from fourfold.engine.config import EngineConfig
+from fourfold.engine.config import EngineConfig, EngineOptions
 from fourfold.engine.engine import Engine
 from fourfold.engine.generate import GenerateOptions, Generation
 from fourfold.engine.request import Request
@@ -16,10 +16,11 @@ _SNAPSHOTS = 8  # of the last turns: a conversation goes on where it was, or whe
 
 
 class Session:
-    """An engine for one conversation."""
+    """An engine for one conversation.  options: as in `EngineConfig`."""
 
-    def __init__(self, m: Transformer) -> None:
+    def __init__(self, m: Transformer, **options: Unpack[EngineOptions]) -> None:
         self._model = m
+        self._config = EngineConfig(max_running=1, snapshots=_SNAPSHOTS, **options)
         self._engine = self._begin()
 
     def generate(self, prompt: Sequence[int], **options: Unpack[GenerateOptions]) -> Generation:
@@ -35,4 +36,4 @@ class Session:
         self._engine = self._begin()
 
     def _begin(self) -> Engine:
-        return Engine(self._model, EngineConfig(max_running=1, snapshots=_SNAPSHOTS))
+        return Engine(self._model, self._config)

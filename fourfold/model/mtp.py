@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from fourfold.config import ModelConfig
@@ -28,10 +30,26 @@ class MtpBlock(Block, HeadCollapse):
         self.norm = RMSNorm(width, eps)
         self._add_head_collapse(config)
 
-    def predict(
+    def advance(
         self, streams: Tensor, next_embedding: Tensor, batch: ForwardBatch, memory: LayerMemory
     ) -> Tensor:
-        """streams [B, T, n, D], next_embedding [B, T, D] -> [B, T, D] for the shared head."""
+        """streams [B, T, n, D], next_embedding [B, T, D] -> the streams of one position further."""
         embedded = self.e_proj(self.enorm(next_embedding)).unsqueeze(-2)
         mixed = embedded + self.h_proj(self.hnorm(streams))
-        return self.norm(self.collapse(self(mixed, batch, memory), self.config))
+        out: Tensor = self(mixed, batch, memory)
+        return out
+
+    def hidden(self, streams: Tensor) -> Tensor:
+        """What `advance` gave -> [B, T, D] for the shared head."""
+        return self.norm(self.collapse(streams, self.config))
+
+
+def alone(config: ModelConfig) -> ModelConfig:
+    """A model whose only layer is the MTP block, as far as a cache must know it."""
+    return replace(
+        config,
+        num_hidden_layers=1,
+        layer_kinds=config.mtp_kinds,
+        layer_ratios=config.mtp_ratios,
+        hash_layers=(False,),
+    )

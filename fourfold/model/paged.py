@@ -70,15 +70,17 @@ class PagedCache:
     def begin(self, spans: Sequence[Span]) -> PagedLayout:
         """The layout of the next call: the tokens of each span, one span after the other."""
         assert sum(span.new for span in spans) <= self.call_tokens
-        window, size = self.config.sliding_window, self.shape.block_tokens
-        self._running = PagedLayout(spans, window, self._table, size, self.device)
+        window, held = self.config.sliding_window, self.shape.slots["window"].rows
+        self._running = PagedLayout(spans, window, held, self._table, self.shape.block_tokens, self.device)
         return self._running
 
-    def commit(self, kept: Sequence[tuple[int, int, int]] = ()) -> None:
-        """The call's tokens count from now on.
+    def commit(self, kept: Sequence[tuple[int, int, int]] = (), counted: Sequence[int] | None = None) -> None:
+        """The call's tokens count from now on, or the first `counted` of each span.
 
-        kept: (span, position, slot): the state of that span after `position` tokens, one of the call's, goes
-        to another slot, too.
+        The others are taken back as if they had never been seen: what they left in blocks lies behind the
+        entries that any token sees, and is written anew before one does.
+        kept: (span, position, slot): the state of that span after `position` tokens, one of those that count,
+        goes to another slot, too.
         """
         call = self.running
         for name, data in self._of_slots.items():
@@ -87,7 +89,7 @@ class PagedCache:
                 # First, while the slots still hold what the call's tokens will replace.
                 target, source = call.copies(size, kept)
                 data.index_copy_(1, target, data.index_select(1, source))
-            rows, which = call.own_rows(size)
+            rows, which = call.own_rows(size, counted)
             slots = data.narrow(1, 0, self.slots * size)
             staged = data.narrow(1, self.slots * size, call.tokens)
             slots.index_copy_(1, rows, staged if which is None else staged.index_select(1, which))

@@ -38,13 +38,14 @@ class PagedLayout:
     """One row with the N tokens of all spans, one span after the other.
 
     table [slots, most]: the blocks of each slot's sequence.  A slot has `size` rows of a stream, token p in
-    row p mod size; behind all slots the call's own tokens have a row each.
+    row p mod size; behind all slots the call's own tokens have a row each.  held: rows of a slot's window.
     """
 
     def __init__(
         self,
         spans: Sequence[Span],
         window: int,
+        held: int,
         table: Integers,
         block_tokens: int,
         device: torch.device,
@@ -53,6 +54,7 @@ class PagedLayout:
         self.spans = spans
         self._block_size = block_tokens
         self._window = window
+        self._window_rows = held
         self._slots = len(table)
         self._past = np.array([s.past for s in spans], dtype=np.int64)
         self._new = np.array([s.new for s in spans], dtype=np.int64)
@@ -85,7 +87,7 @@ class PagedLayout:
     def window_rows(self) -> Tensor:
         """Rows of each span's window, held ones first, then the call's.  [L] int64."""
         span, number = _ragged(self._held)
-        rows = self._rows(span, self._window_start[span] + number, max(1, self._window - 1))
+        rows = self._rows(span, self._window_start[span] + number, self._window_rows)
         return self._tensor(rows)[0]
 
     def completed(self, ratio: int) -> int:
@@ -126,13 +128,14 @@ class PagedLayout:
         """Rows for the entries of these blocks.  [S] int64."""
         return self._once("written", ratio, lambda ratio: self._entry_rows(*self._finished(ratio), ratio))[0]
 
-    def own_rows(self, size: int) -> tuple[Tensor, Tensor | None]:
-        """Rows of a stream with `size` rows a slot for the call's tokens, and which of these tokens are the
-        last `size` of their span and have one: None where all are."""
+    def own_rows(self, size: int, counted: Sequence[int] | None = None) -> tuple[Tensor, Tensor | None]:
+        """Rows of a stream with `size` rows a slot for the call's tokens, and which of these tokens have one:
+        None where all do.  They are the last `size` that count of their span; counted: how many do."""
         rows = self._slot[self._span] * size + self._position % size
-        if self._most_new <= size:
+        if counted is None and self._most_new <= size:
             return self._tensor(rows)[0], None
-        last = (self._position >= (self._end - size)[self._span]).nonzero()[0]
+        end = (self._end if counted is None else self._past + np.array(counted))[self._span]
+        last = ((self._position >= end - size) & (self._position < end)).nonzero()[0]
         return self._tensor(rows[last])[0], self._tensor(last)[0]
 
     def copies(self, size: int, kept: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:

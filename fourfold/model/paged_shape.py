@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -62,6 +62,11 @@ class Shape:
                 slots[f"{name}tail"] = Stream(layers, halves * ratio, 2 * halves * width, torch.float32)
                 blocks[f"{name}entries"] = Stream(layers, block_tokens // ratio, width, kv)
         return cls(block_tokens, slots, blocks)
+
+    def with_longer_window(self, rows: int) -> Shape:
+        """The same with so many more rows of the window."""
+        window = self.slots["window"]
+        return replace(self, slots={**self.slots, "window": replace(window, rows=window.rows + rows)})
 
     @property
     def slot_bytes(self) -> int:

@@ -19,7 +19,7 @@ from fourfold.model.experts import Tiers
 from fourfold.model.layout import Layout, Segment, packed_rows
 from fourfold.model.linear import INIT_STD, RMSNorm, StoredWeight
 from fourfold.model.memory import FRESH_LAYER, LayerMemory, fresh_layers
-from fourfold.model.mtp import MtpBlock
+from fourfold.model.mtp import MtpBlock, alone
 from fourfold.model.numerics import numerics as numerics_named
 from fourfold.model.paged import PagedCache
 from fourfold.model.paged_layout import PagedLayout, Span
@@ -184,6 +184,31 @@ class Transformer(HeadCollapse):
         """streams [1, n, M, D] -> [1, n, V] f32."""
         return self._logits(streams)
 
+    def draft_shape(self, drafts: int) -> Shape:
+        """What the MTP block keeps of a sequence whose last `drafts` tokens others may replace."""
+        return Shape.of(alone(self.config), self.numerics).with_longer_window(drafts)
+
+    def new_draft_cache(self, *, slots: int, drafts: int, call_tokens: int) -> PagedCache:
+        """An empty cache for `guess`."""
+        sizes = {"slots": slots, "blocks": 0, "call_tokens": call_tokens}
+        return PagedCache(alone(self.config), self.draft_shape(drafts), self, self.device, **sizes)
+
+    @torch.no_grad()
+    def guess(self, streams: Tensor, following: Tensor, spans: Sequence[Span], cache: PagedCache) -> Tensor:
+        """One more token by the MTP block, for several sequences that share a draft cache.
+
+        streams [1, N, M, D]: after the last block, or what this gave for the token before; following [N]
+        int64: the token after each.  Spans count from any token on, the same one for all calls.
+        Returns streams [1, N, M, D] for `guess_logits`.
+        """
+        self._check_owner(cache)
+        return self._mtp_streams(streams, following[None], cache.begin(spans), cache.layers[0], [])
+
+    @torch.no_grad()
+    def guess_logits(self, streams: Tensor) -> Tensor:
+        """What `guess` gave -> logits [1, N, V] f32 of the tokens after the `following` ones."""
+        return self._head(self._mtp_block.hidden(streams))
+
     def assign(self, name: str, tensor: Tensor) -> None:
         """Put a stored tensor in the place of parameter `name`, without a gradient.
 
@@ -257,11 +282,26 @@ class Transformer(HeadCollapse):
         routing: list[Routing],
     ) -> Tensor:
         """The MTP block's hidden states from the streams at each position and the tokens after them."""
+        return self._mtp_block.hidden(self._mtp_streams(streams, following, layout, memory, routing))
+
+    def _mtp_streams(
+        self,
+        streams: Tensor,
+        following: Tensor,
+        layout: Layout | PagedLayout,
+        memory: LayerMemory,
+        routing: list[Routing],
+    ) -> Tensor:
         batch = self._batch(layout, following)
         batch.routing = routing
+        embedded = self.embed(following).to(self.numerics.dtype)
+        return self._mtp_block.advance(streams, embedded, batch, memory)
+
+    @property
+    def _mtp_block(self) -> MtpBlock:
         block = self.mtp[0]
         assert isinstance(block, MtpBlock)
-        return block.predict(streams, self.embed(following).to(self.numerics.dtype), batch, memory)
+        return block
 
     def _logits(self, streams: Tensor) -> Tensor:
         x = self.norm(self.collapse(streams, self.config))

@@ -17,6 +17,7 @@ from fourfold.cli.chat import Conversation, repl
 from fourfold.cli.model import Opened, open_model
 from fourfold.engine.answer import Timing
 from fourfold.engine.sampler import Sampling
+from fourfold.engine.session import Session
 from fourfold.protocol import Chat
 
 
@@ -43,6 +44,23 @@ def test_answer_on_stdout_the_rest_on_stderr(run, tiny_folder):
 def test_greedy_is_the_same_without_a_seed(run, tiny_folder):
     words = ("generate", "a", "-m", tiny_folder, "-n", 6, "--temperature", 0)
     assert run(*words).out == run(*words).out
+
+
+def test_a_second_run_finds_its_prompt_in_the_cache_folder(run, tiny_folder, tmp_path):
+    text = "once upon a time there was a cat " * 5
+    words = ("generate", text, "-m", tiny_folder, "-n", 6, "--seed", 1, "--cache-dir", tmp_path / "cache")
+    first = json.loads(run(*words, "--json").out)
+    again = json.loads(run(*words, "--json", "--cache-size", "1GiB").out)
+    assert (first["cached_tokens"], again["cached_tokens"]) == (0, first["prompt_tokens"] - 1)
+    assert again["text"] == first["text"]
+    assert f"{again['cached_tokens']} of the prompt cached" in run(*words).err
+
+
+@pytest.mark.parametrize("size", ["many", "1KiB"])
+def test_a_cache_size_of_no_use_is_named(run, tiny_folder, tmp_path, size):
+    ran = run("generate", "a", "-m", tiny_folder, "--cache-dir", tmp_path, "--cache-size", size)
+    assert ran.code == (2 if size == "many" else 1)
+    assert "cache_size is" in ran.err
 
 
 def piped(raw: bytes, encoding: str = "utf-8") -> io.TextIOWrapper:
@@ -131,6 +149,7 @@ class Interrupted:
     """A generation that Ctrl-C ends after two pieces."""
 
     prompt_ids = (1, 2)
+    cached_tokens = 0
     ids = (3, 4)
     timing = Timing(prefill_tokens=2, prefill_seconds=0.001, decode_tokens=31, decode_seconds=0.75)
 
@@ -159,7 +178,7 @@ def test_generate_after_ctrl_c_is_130_and_complete(run, tiny_folder, monkeypatch
 
 def talk(opened: Opened, lines: list[str | type[BaseException]]) -> Conversation:
     begin = Chat(messages=messages_of(None, ""))
-    conversation = Conversation(opened, begin, {"max_tokens": 4, "temperature": 0.0})
+    conversation = Conversation(opened, Session(opened.model), begin, {"max_tokens": 4, "temperature": 0.0})
     assert repl(conversation, reader(lines)) == 0
     return conversation
 
@@ -234,11 +253,11 @@ def test_a_failed_turn_of_a_pipe_is_1_and_the_others_are_answered(run, tiny_fold
 
 def test_ctrl_c_ends_a_pipe_with_130(opened, capfd, monkeypatch):
     begin = Chat(messages=messages_of(None, ""))
-    waiting = Conversation(opened, begin, {"max_tokens": 4})
+    waiting = Conversation(opened, Session(opened.model), begin, {"max_tokens": 4})
     assert repl(waiting, reader(["hello", KeyboardInterrupt, "never"]), terminal=False) == 130
     assert len(waiting.turns) == 2
     monkeypatch.setattr(chat_module, "speak", lambda *_: answer.Spoken("wor", "", interrupted=True))
-    speaking = Conversation(opened, begin, {"max_tokens": 4})
+    speaking = Conversation(opened, Session(opened.model), begin, {"max_tokens": 4})
     assert repl(speaking, reader(["hello", "never"]), terminal=False) == 130
     assert [turn["content"] for turn in speaking.turns] == ["hello", "wor"]
     capfd.readouterr()

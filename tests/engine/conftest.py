@@ -46,11 +46,12 @@ class StubCache:
             at += span.new
         return [ids for _, ids in self.call]
 
-    def commit(self, kept: Sequence[tuple[int, int, int]]) -> None:
+    def commit(self, kept: Sequence[tuple[int, int, int]] = (), counted: Sequence[int] | None = None) -> None:
         for place, position, slot in kept:
             self.slots[slot] = self.call[place][1][:position]
-        for span, ids in self.call:
-            self.slots[span.slot] = ids
+        for place, (span, ids) in enumerate(self.call):
+            end = None if counted is None else span.past + counted[place]
+            self.slots[span.slot] = ids[:end]
             for i, block in enumerate(self.tables[span.slot]):
                 if own := ids[i * BLOCK : (i + 1) * BLOCK]:
                     self.blocks[block] = own

@@ -10,10 +10,11 @@ import json
 import sys
 from collections import defaultdict
 from typing import Any
+from unittest.mock import patch
 
 import fourfold
 from fourfold import EngineConfig, Request, Sampling
-from fourfold.engine import engine as module
+from fourfold.engine import work as module
 from fourfold.engine.engine import Engine
 from fourfold.engine.sampler import sample
 from fourfold.model.transformer import Transformer
@@ -32,8 +33,7 @@ def serve(
         seen[sampling.seed].update(logits.numpy().tobytes())
         return sample(logits, sampling, position)
 
-    vars(module)["sample"] = watched
-    try:
+    with patch.object(module, "sample", watched):
         config = EngineConfig(**{"max_running": 3, "step_tokens": 60, "cache_dir": cache_dir, **values})
         with Engine(model, config) as own:
             answers = [
@@ -42,8 +42,6 @@ def serve(
             ]
             for answer in answers:
                 list(own.chunks(answer))
-    finally:
-        vars(module)["sample"] = sample
     return [
         {"ids": answer.ids, "logits": seen[seed].hexdigest(), "cached": answer.cached_tokens}
         for seed, answer in enumerate(answers, first)

@@ -17,7 +17,8 @@ import torch
 
 import fourfold
 from fourfold import ConfigError, EngineConfig
-from fourfold.engine import disk, disk_folder, disk_format
+from fourfold.engine import disk, disk_folder
+from fourfold.engine.disk_format import write_whole
 from fourfold.engine.engine import Engine
 from fourfold.engine.fingerprint import cache_facts
 from fourfold.kernels import cpu
@@ -115,7 +116,6 @@ def test_a_full_disk_is_told_once_and_the_engine_serves_on(tmp_path, model, alon
         written.append(path)
         write_whole(path, parts)
 
-    write_whole = disk_format.write_whole
     monkeypatch.setattr(disk_folder, "write_whole", full)
     check(serve(model, str(tmp_path), PROMPTS), alone)
     said = capsys.readouterr().err
@@ -124,7 +124,7 @@ def test_a_full_disk_is_told_once_and_the_engine_serves_on(tmp_path, model, alon
 
 
 def test_a_disk_that_cannot_keep_up_is_not_waited_for(tmp_path, model, alone, monkeypatch):
-    stuck, write_whole = threading.Event(), disk_format.write_whole
+    stuck = threading.Event()
 
     def slow(path: Path, parts: Any) -> None:
         stuck.wait(60)

@@ -200,13 +200,18 @@ from pathlib import Path
 from tests.engine.test_disk_folder import addresses, fill, folder
 
 root, seed = Path(sys.argv[1]), random.Random(1)
+hear, tell = os.pipe()
 for child in range(12):
     number = os.fork()
     if number == 0:
         own = folder(root, 100_000)
+        seed.seed(child)
         while True:
-            fill(own, [seed.randrange(9) for _ in range(20)] + [child], 18)
-    time.sleep(seed.uniform(0.002, 0.05))
+            fill(own, [seed.randrange(9) for _ in range(20)], 18)
+            os.write(tell, b".")
+    for _ in range(seed.randrange(1, 4)):
+        os.read(hear, 1)
+    time.sleep(seed.uniform(0, 0.005))
     os.kill(number, signal.SIGKILL)
     os.waitpid(number, 0)
 """

@@ -166,7 +166,7 @@ def test_a_failure_of_the_engine_itself_hangs_nobody_and_is_survived(stub, monke
     with engine(stub) as own:
         answers = [own.submit(Request(prompt=[20 + i], max_tokens=5, sampling=GREEDY)) for i in range(2)]
         with monkeypatch.context() as broken:
-            broken.setattr(own._runner.cache, "commit", lambda kept: 1 / 0)
+            broken.setattr(own._runner.cache, "commit", lambda *_: 1 / 0)
             for answer in answers:
                 with pytest.raises(ZeroDivisionError):
                     list(own.chunks(answer))

@@ -8,6 +8,7 @@ CPU kernels every bit of the logits is compared; the reference promises float32 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +19,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fourfold
-from fourfold.engine import engine as module
+from fourfold.engine import work as module
 from fourfold.engine.config import EngineConfig
+from fourfold.engine.drafts import MOST, Lengths
 from fourfold.engine.engine import Engine
 from fourfold.engine.request import Request
 from fourfold.engine.sampler import Sampling, sample
@@ -30,7 +32,7 @@ from fourfold.protocol import Chat
 
 @dataclass
 class Witness:
-    """Every call of `sample`: seed and position -> the logits that it saw."""
+    """Calls of `sample`: seed and position -> the logits that it saw last, the model's after a draft's."""
 
     seen: dict[tuple[int | None, int], Tensor] = field(default_factory=dict, repr=False)
 
@@ -44,6 +46,13 @@ def witness(monkeypatch: pytest.MonkeyPatch) -> Witness:
     own = Witness()
     monkeypatch.setattr(module, "sample", own.sample)
     return own
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts in every step, of lengths that change."""
+    lengths = itertools.cycle([1, 3, 2, 5])
+    monkeypatch.setattr(Lengths, "choose", lambda *args: [min(wish.most, next(lengths)) for wish in args[-1]])
 
 
 @dataclass(frozen=True)
@@ -79,9 +88,8 @@ def check_alone(
 def limited(model: Transformer, blocks: int, **values: Any) -> Engine:
     """An engine with so many blocks."""
     config = EngineConfig(**values)
-    fixed = config.for_one(model.cache_shape, 1, 0)
-    assert isinstance(fixed.memory, int)
-    total = config._fixed(model.cache_shape) + blocks * model.cache_shape.block_bytes
+    drafting = None if config.draft == "none" else model.draft_shape(MOST)
+    total = config._fixed(model.cache_shape, drafting) + blocks * model.cache_shape.block_bytes
     return Engine(model, EngineConfig(**values, memory=total))
 
 
@@ -145,9 +153,22 @@ class Talk:
     saved=st.sampled_from([0, 1 << 30]),
     temperature=st.sampled_from([0.0, 1.0]),
     disk=st.booleans(),
+    draft=st.sampled_from(["none", "mtp", "mtp"]),
 )
 def test_conversations_side_by_side(
-    tiny, witness, tmp_path_factory, talks, blocks, running, snapshots, step, saved, temperature, disk
+    tiny,
+    witness,
+    always,
+    tmp_path_factory,
+    talks,
+    blocks,
+    running,
+    snapshots,
+    step,
+    saved,
+    temperature,
+    disk,
+    draft,
 ):
     """With a disk, twice: the second engine has nothing in memory."""
 
@@ -167,6 +188,7 @@ def test_conversations_side_by_side(
         await asyncio.gather(*(converse(own, number) for number in range(len(talks))))
 
     values = {"max_running": running, "snapshots": snapshots, "step_tokens": step, "saved_memory": saved}
+    values |= {"draft": draft}
     folder = tmp_path_factory.mktemp("cache") if disk else None
     for _ in range(2 if disk else 1):
         witness.seen.clear()
@@ -174,16 +196,18 @@ def test_conversations_side_by_side(
             asyncio.run(everybody(own))
 
 
-def test_preempted_in_the_middle_of_a_prompt_and_of_an_answer(tiny, witness):
+@pytest.mark.parametrize("draft", ["none", "mtp"])
+def test_preempted_in_the_middle_of_a_prompt_and_of_an_answer(tiny, witness, always, draft):
     """One slot, and a more important request that comes twice."""
     low = Request(prompt=words(60, 1), max_tokens=12, sampling=Sampling(seed=1))
     high = [Request(prompt=words(9, i), max_tokens=3, priority=1, sampling=Sampling(seed=i)) for i in (2, 3)]
-    with limited(tiny.model, 8, max_running=1, snapshots=0, step_tokens=20, saved_memory=1 << 30) as own:
+    values = {"max_running": 1, "snapshots": 0, "step_tokens": 20, "saved_memory": 1 << 30}
+    with limited(tiny.model, 8, draft=draft, **values) as own:
         answer = own.submit(low)
         own._next_step().result()
         for request in high:
             list(own.stream(request))
-            while len(answer.ids) < 5:
+            while len(answer.ids) < 2:
                 own._next_step().result()
         got = [token for chunk in own.chunks(answer) for token in chunk.ids]
         counters = own.stats().counters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -36,6 +37,11 @@ def job(prompt: str, priority: int = 0) -> Job:
     return Job(TokenIds(map(ord, prompt), SIZE), priority=priority, boundaries={len(prompt) - 1})
 
 
+def following(ids: list[int]) -> int:
+    """What the model says after these."""
+    return ord("ab"[sum(ids) % 2])
+
+
 @dataclass
 class World:
     """Plays the model: a slot holds the tokens it has seen, a block the tokens written to it.
@@ -54,6 +60,8 @@ class World:
     delay: int | None = None
     disk: set[tuple[int, ...]] = field(default_factory=set)
     loading: dict[Job, int] = field(default_factory=dict)
+    drafting: random.Random | None = None
+    """Draws the drafts: some tokens that are right, then some that are not."""
 
     def __post_init__(self) -> None:
         if self.delay is not None:
@@ -92,34 +100,51 @@ class World:
         shares = {share.job: share.new for share in planned}
         self.act()
         self.check_accounts()
-        assert sum(shares.values()) <= self.scheduler.limits.step_tokens
+        assert sum(share.length for share in planned) <= self.scheduler.limits.step_tokens
         assert set(shares) == set(self.scheduler.running)
         assert all(1 <= new <= one.pending for one, new in shares.items())
-        for one, new in shares.items():
-            self.compute(one, new)
-        self.keep(self.scheduler.advance(planned))
-        for one in shares:
-            if one.pending == 0:
-                self.sample(one)
+        assert all(share.new == share.job.pending == 1 for share in planned if share.drafts)
+        accepted = {}
+        for share in planned:
+            self.compute(share.job, share.new, share.drafts)
+            if share.new == share.job.pending:
+                accepted[share.job] = self.sample(share.job, share.drafts)
+        for share in planned:
+            one = share.job
+            self.slots[one.slot] = tuple(one.tokens.ids[: one.computed + share.new + accepted.get(one, 0)])
+        self.keep(self.scheduler.advance(planned, accepted))
+        for one in accepted:
+            if self.left[one] < 0:
+                self.keep(self.scheduler.end(one, keep=True))
+                del self.left[one]
         self.steps += 1
         return shares
 
-    def compute(self, one: Job, new: int) -> None:
-        ids = one.tokens.ids
+    def compute(self, one: Job, new: int, drafts: tuple[int, ...]) -> None:
+        ids = [*one.tokens.ids[: one.computed + new], *drafts]
         assert self.slots.get(one.slot, ())[: one.computed] == tuple(ids[: one.computed])
         for position in range(one.computed):
             assert self.blocks[one.blocks[position // SIZE]][position % SIZE] == ids[position]
-        for position in range(one.computed, one.computed + new):
+        for position in range(one.computed, len(ids)):
             self.blocks.setdefault(one.blocks[position // SIZE], {})[position % SIZE] = ids[position]
-        self.slots[one.slot] = tuple(ids[: one.computed + new])
 
-    def sample(self, one: Job) -> None:
-        self.left[one] -= 1
-        if self.left[one] < 0:
-            self.keep(self.scheduler.end(one, keep=True))
-            del self.left[one]
-        else:
-            one.tokens.ids.append(ord("ab"[sum(one.tokens.ids) % 2]))
+    def sample(self, one: Job, drafts: tuple[int, ...]) -> int:
+        """The next tokens, as far as the draft is right.  Returns how many of it are."""
+        ids, accepted = one.tokens.ids, 0
+        for draft in (*drafts, None):
+            self.left[one] -= 1
+            if self.left[one] < 0:
+                return accepted
+            ids.append(following(ids))
+            if ids[-1] != draft:
+                break
+            accepted += 1
+        if self.drafting is not None:
+            right = list(ids)
+            for _ in range(self.drafting.randrange(6)):
+                right.append(following(right))
+            one.drafts = (*right[len(ids) :], *[ord("c")] * self.drafting.randrange(4))
+        return accepted
 
     def keep(self, kept: list[Keep]) -> None:
         assert len({k.snapshot_slot for k in kept}) == len(kept)
@@ -195,9 +220,10 @@ ARRIVAL = st.tuples(
     snapshots=st.integers(0, 6),
     saved=st.sampled_from([0, 5, 100]),
     delay=st.sampled_from([None, 0, 2]),
+    drafting=st.none() | st.integers(0, 99).map(random.Random),
 )
 def test_every_request_ends_and_nothing_is_lost_or_used_twice(
-    arrivals, running, blocks, snapshots, saved, delay
+    arrivals, running, blocks, snapshots, saved, delay, drafting
 ):
     world = World(
         Scheduler(
@@ -210,6 +236,7 @@ def test_every_request_ends_and_nothing_is_lost_or_used_twice(
             )
         ),
         delay=delay,
+        drafting=drafting,
     )
     cancels: list[tuple[int, Job]] = []
     for prompt, answer, priority, pause, cancelled in arrivals:
@@ -311,6 +338,42 @@ def test_small_requests_pass_a_large_one_so_often_and_no_more():
     assert 0 < begun <= OVERTAKES
     assert holder.phase is Phase.ENDED
     world.finish()
+
+
+def test_drafts_take_what_is_left_of_the_step_and_of_the_last_block():
+    world = World(Scheduler(limits(running=3, blocks=30, snapshots=0)))
+    talks = [world.submit(job("ab"), 50) for _ in range(2)]
+    world.step()
+    for one in talks:
+        one.drafts = (99,) * 9
+    shares = world.scheduler.plan()
+    assert [len(share.drafts) for share in shares] == [1, 1]  # two tokens and the next, in blocks of four
+    assert all(not one.drafts for one in talks)
+    assert world.scheduler.pool.free == 28
+
+
+def test_prompts_come_before_drafts():
+    world = World(Scheduler(limits(blocks=30, snapshots=0)))
+    talk = world.submit(job("a"), 50)
+    world.step()
+    world.submit(job("b" * 30), 0)
+    talk.drafts = (99, 99)
+    assert [(share.new, share.drafts) for share in world.scheduler.plan()] == [(1, ()), (11, ())]
+
+
+def test_fewer_steps_and_the_same_tokens_with_drafts():
+    ends = []
+    for drafting in (None, random.Random(2)):
+        world = World(Scheduler(limits(blocks=30)), drafting=drafting)
+        one = world.submit(job("abba" * 3), 40)
+        world.finish()
+        ends.append((one.tokens.ids, world.steps))
+    assert ends[0][0] == ends[1][0]
+    assert ends[1][1] < ends[0][1]
+    counters = world.scheduler.counters
+    assert counters.computed_tokens == 12 + 40
+    assert 0 < counters.accepted < counters.drafted
+    assert counters.draft_length == counters.drafted / counters.verified
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -47,22 +47,32 @@ class Reader:
         self.blocks: dict[int, list[int]] = {}
         self.past: dict[int, int] = {}
 
-    def step(self, parts: dict[int, int], kept: tuple[tuple[int, int, int], ...] = ()) -> None:
-        """parts: slot -> new tokens; slot i reads text i mod 3.  Everything said is checked."""
-        spans = []
+    def step(
+        self,
+        parts: dict[int, int],
+        kept: tuple[tuple[int, int, int], ...] = (),
+        wrong: dict[int, int] | None = None,
+    ) -> None:
+        """parts: slot -> new tokens; slot i reads text i mod 3.  Everything said is checked.
+
+        wrong: so many tokens more, of something else, which are taken back.
+        """
+        spans, ids = [], []
         for slot, new in parts.items():
-            past = self.past.get(slot, 0)
-            spans.append(Span(slot, past, new))
+            past, more = self.past.get(slot, 0), (wrong or {}).get(slot, 0)
+            spans.append(Span(slot, past, new + more))
+            ids += [self.texts[slot % 3][past : past + new], tokens(more, seed=past)[0]]
             own = self.blocks.setdefault(slot, [])
-            while len(own) * 128 < past + new:
+            while len(own) * 128 < past + new + more:
                 own.append(self.free.pop())
             self.cache.assign(slot, own)
-        ids = torch.cat([self.texts[s.slot % 3][s.past : s.past + s.new] for s in spans])
-        got = self.model.paged(ids, spans, self.cache, torch.arange(len(ids)))
-        self.cache.commit(kept)
+        all_ids = torch.cat(ids)
+        got = self.model.paged(all_ids, spans, self.cache, torch.arange(len(all_ids)))
+        self.cache.commit(kept, list(parts.values()) if wrong else None)
         for span, part in zip(spans, got.split([s.new for s in spans]), strict=True):
-            assert_same(part, self.alone[span.slot % 3][span.past : span.past + span.new])
-            self.past[span.slot] = span.past + span.new
+            new = parts[span.slot]
+            assert_same(part[:new], self.alone[span.slot % 3][span.past : span.past + new])
+            self.past[span.slot] = span.past + new
 
 
 @pytest.fixture(scope="module", params=["exact", "deployed", "fast"])
@@ -90,6 +100,39 @@ def test_across_blocks_that_lie_apart(reader: Reader) -> None:
     for _ in range(6):
         reader.step({0: 45, 1: 30, 2: 13})
     reader.step({0: 1, 1: 1, 2: 1})
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    steps=st.lists(
+        st.dictionaries(
+            st.integers(0, 2), st.tuples(st.sampled_from([1, 1, 2, 7, 31]), st.integers(0, 9)), min_size=1
+        ),
+        min_size=1,
+        max_size=14,
+    )
+)
+def test_tokens_that_are_taken_back_leave_nothing(
+    reader: Reader, steps: list[dict[int, tuple[int, int]]]
+) -> None:
+    """Wrong ones complete entries of every kind and pass the windows' ends."""
+    reader.begin(4)
+    for step in steps:
+        right = {slot: min(new, LENGTH - reader.past.get(slot, 0)) for slot, (new, _) in step.items()}
+        right = {slot: new for slot, new in right.items() if new}
+        if right:
+            reader.step(right, wrong={slot: step[slot][1] for slot in right})
+
+
+def test_a_state_from_within_a_call_whose_last_tokens_are_taken_back(reader: Reader) -> None:
+    reader.begin(1)
+    reader.step({0: 60, 1: 20})
+    reader.step({1: 3, 0: 6}, kept=((1, 64, 3),), wrong={0: 8})
+    own = [reader.free.pop()]
+    reader.cache.copy_block(reader.blocks[0][0], own[0])
+    reader.blocks[3], reader.past[3] = own, 64
+    for new in (1, 2, 25):
+        reader.step({3: new, 0: 5}, wrong={3: 3})
 
 
 @pytest.mark.parametrize("position", [0, 1, 8, 17, 63, 64, 65, 80])

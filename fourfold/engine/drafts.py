@@ -1,0 +1,221 @@
+"""Which guesses are worth verifying: how often they were right, what steps cost, and guesses by repetition.
+
+No tensors.  A draft never changes an answer, so nothing here has to be exact; it only has to pay.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+MOST = 8
+"""The longest draft."""
+_GRAM = 3
+"""So many tokens that came before, in this order, are taken for a repetition."""
+_REACH = 1 << 17
+"""Tokens from the end in which repetitions are looked for: an index of 10 MB."""
+_MEMORY = 32.0
+"""Outcomes after which one counts a third of a new one."""
+_SAMPLES = 16
+"""Steps over which times are averaged."""
+_MARGIN = 1.02
+"""A gain below this is taken for noise."""
+_LEAST = 4
+"""Plain steps that must have been seen before drafts are made."""
+_GUESSED_MORE, _GUESSED_PASS = 0.2, 0.2
+"""Before anything is measured: a drafted token and a pass of the MTP block, as parts of a step."""
+_REFRESH = 64
+"""In so many steps two are plain, for the comparison to stay true."""
+_TRIAL = 8
+"""Steps of a trial: two in any case, the others as long as `_HOPE` of the pace without drafts is reached."""
+_HOPE = 0.8
+_FIRST_PAUSE, _LAST_PAUSE = 32, 2048
+"""Steps between two trials."""
+
+
+class Repetition:
+    """Finds what followed the last time that a text ended as it does now."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self._ids = ids
+        self._after: dict[tuple[int, ...], int] = {}
+        self._known = max(0, len(ids) - _REACH)
+
+    def draft(self, most: int) -> tuple[int, ...]:
+        """Up to `most` tokens that may follow; where the earlier place runs into the end, they repeat."""
+        ids = self._ids
+        for end in range(max(self._known, _GRAM), len(ids)):
+            self._after[tuple(ids[end - _GRAM : end])] = end
+        self._known = max(self._known, len(ids))
+        start = self._after.get(tuple(ids[-_GRAM:]))
+        if start is None:
+            return ()
+        period = len(ids) - start
+        return tuple(ids[start + i % period] for i in range(most))
+
+
+@dataclass
+class Odds:
+    """How likely the next token of a draft is right if those before it are; newer outcomes count more."""
+
+    right: float = 1.0
+    all: float = 2.0
+
+    @property
+    def each(self) -> float:
+        return self.right / self.all
+
+    def learn(self, drafted: int, accepted: int) -> None:
+        """Of `drafted` tokens the first `accepted` were right; what follows a wrong one says nothing."""
+        seen = min(drafted, accepted + 1)
+        fade = 0.5 ** (seen / _MEMORY)
+        self.right = self.right * fade + accepted
+        self.all = self.all * fade + seen
+
+    def like(self) -> Odds:
+        """The same to begin with, soon overruled."""
+        return Odds(4 * self.each, 4.0)
+
+
+@dataclass
+class Mean:
+    """Of the last values, newer ones counting more."""
+
+    value: float = 0.0
+    count: int = 0
+
+    def learn(self, value: float) -> None:
+        if self.count >= 4:
+            value = min(value, 3 * self.value)  # the machine was busy with something else
+        self.count = min(self.count + 1, _SAMPLES)
+        self.value += (value - self.value) / self.count
+
+
+class Pace:
+    """What steps cost: seconds by the number of requests and of tokens drafted for all of them."""
+
+    def __init__(self) -> None:
+        self._steps: dict[int, dict[int, Mean]] = {}
+        self._guesses: dict[int, Mean] = {}
+        self._more = Mean(_GUESSED_MORE, 1)
+        """How much longer one drafted token a request makes a step, as a part of it."""
+
+    def learn(self, requests: int, drafted: int, seconds: float) -> None:
+        """Of a step without prompts."""
+        known = self._steps.setdefault(requests, {})
+        if drafted and 0 in known:
+            self._more.learn(max(0.0, seconds / known[0].value - 1) * requests / drafted)
+        known.setdefault(_bucket(drafted), Mean()).learn(seconds)
+
+    def learn_guessing(self, requests: int, places: int, seconds: float) -> None:
+        """Of asking the MTP block, the longest draft having so many places."""
+        self._guesses.setdefault(requests, Mean()).learn(seconds / places)
+
+    def known(self, requests: int) -> bool:
+        """Whether enough plain steps of so many requests were seen."""
+        return requests in self._steps and _count(self._steps[requests].get(0)) >= _LEAST
+
+    def expect(self, requests: int, drafted: int, asked: int, places: int) -> float:
+        """Seconds of a step with such drafts, and of guessing `places` times for `asked` requests."""
+        known = self._steps[requests]
+        sizes, at = sorted(known), _bucket(drafted)
+        i = bisect_left(sizes, at)
+        if i < len(sizes) and sizes[i] == at:
+            step = known[at].value
+        else:
+            left = known[sizes[i - 1]].value
+            slope = known[0].value * self._more.value / requests
+            if i < len(sizes):
+                slope = (known[sizes[i]].value - left) / (sizes[i] - sizes[i - 1])
+            step = left + slope * (at - sizes[i - 1])
+        if not asked:
+            return step
+        near = min(self._guesses, key=lambda count: abs(count - asked), default=None)
+        guess = known[0].value * _GUESSED_PASS if near is None else self._guesses[near].value
+        return step + places * guess
+
+
+def _count(mean: Mean | None) -> int:
+    return 0 if mean is None else mean.count
+
+
+def _bucket(drafted: int) -> int:
+    """Single numbers up to 16, then steps of an 8th."""
+    step = 1 << max(0, drafted.bit_length() - 4)
+    return drafted // step * step
+
+
+@dataclass
+class Wish:
+    """A request that a draft could be made for: how likely its tokens are right, and how many may come.
+
+    free: the guesses are there already; others take a pass of the MTP block for each place in the draft.
+    """
+
+    each: float
+    most: int
+    free: bool
+
+
+@dataclass
+class Lengths:
+    """Decides how long drafts are, from measured times and odds; 0 where that pays.
+
+    Drafts of the MTP block that do not pay are tried again after a while, and after twice as long when they
+    still do not.  Drafts that are there for nothing are judged anew in every step.
+    """
+
+    pace: Pace = field(default_factory=Pace)
+    _pause: int = 0
+    _next_pause: int = _FIRST_PAUSE
+    _trial: int = _TRIAL
+    _drafted: int = 0
+
+    @property
+    def pausing(self) -> bool:
+        """Whether the MTP block is not asked now."""
+        return self._pause > 0
+
+    def choose(self, requests: int, wishes: Sequence[Wish]) -> list[int]:
+        """The length for each wish.  requests: that take part in the step, with or without a wish."""
+        none = [0] * len(wishes)
+        if self._pause:
+            self._pause -= 1
+            wishes = [wish if wish.free else replace(wish, most=0) for wish in wishes]
+        self._drafted += 1
+        if not self.pace.known(requests) or self._drafted % _REFRESH < 2:
+            return none
+        lengths = self._best(requests, wishes, _MARGIN)
+        if any(lengths):
+            if any(length for length, wish in zip(lengths, wishes, strict=True) if not wish.free):
+                self._trial, self._next_pause = _TRIAL, _FIRST_PAUSE
+            return lengths
+        if any(wish.most for wish in wishes if not wish.free):
+            if self._trial:
+                self._trial -= 1
+                lengths = self._best(requests, wishes, 0.0 if self._trial >= _TRIAL - 2 else _HOPE)
+            if not any(lengths):
+                self._pause, self._trial = self._next_pause, _TRIAL
+                self._next_pause = min(2 * self._next_pause, _LAST_PAUSE)
+        return lengths
+
+    def _best(self, requests: int, wishes: Sequence[Wish], least: float) -> list[int]:
+        """The lengths that promise most tokens a second, and `least` times as many as without drafts."""
+        places = [(wish.each**n, i, n) for i, wish in enumerate(wishes) for n in range(1, wish.most + 1)]
+        places.sort(key=lambda place: (-place[0], place[2]))
+        best = least * requests / self.pace.expect(requests, 0, 0, 0)
+        tokens, taken, depth = float(requests), 0, 0
+        asked: set[int] = set()
+        for drafted, (likely, i, n) in enumerate(places, start=1):
+            tokens += likely
+            if not wishes[i].free:
+                depth = max(depth, n)
+                asked.add(i)
+            seconds = self.pace.expect(requests, drafted, len(asked), depth)
+            if tokens / seconds > best:
+                best, taken = tokens / seconds, drafted
+        lengths = [0] * len(wishes)
+        for _, i, n in places[:taken]:
+            lengths[i] = n
+        return lengths
