@@ -50,13 +50,18 @@ def _stop(strings: list[str] | None) -> list[str] | None:
     return strings
 
 
-def _ram(text: str | None) -> str | None:
-    try:
-        if text is not None:
-            parse_ram(text)
-    except RequestError as wrong:
-        raise typer.BadParameter(str(wrong)) from None
-    return text
+def _memory(name: str) -> Callable[[str | None], str | None]:
+    """A check of a size; `name` is what messages call it."""
+
+    def check(text: str | None) -> str | None:
+        try:
+            if text is not None:
+                parse_ram(text, name)
+        except RequestError as wrong:
+            raise typer.BadParameter(str(wrong)) from None
+        return text
+
+    return check
 
 
 Device = Annotated[
@@ -73,10 +78,19 @@ Threads = Annotated[int, typer.Option(help="CPU threads that compute; 0 leaves i
 Ram = Annotated[
     str | None,
     typer.Option(
-        callback=_ram,
+        callback=_memory("ram"),
         metavar="SIZE",
         help="RAM for weights, 24GiB for one; experts beyond it are read from disk when needed.",
         show_default="what is free, less an 8th",
+    ),
+]
+DeviceMemory = Annotated[
+    str | None,
+    typer.Option(
+        callback=_memory("device_memory"),
+        metavar="SIZE",
+        help="Of --device, for weights; experts beyond it stay in RAM and are computed by the CPU meanwhile.",
+        show_default="what is free there, less an 8th",
     ),
 ]
 ExpertCopy = Annotated[
