@@ -48,12 +48,10 @@ def busiest(model: Transformer, table: ExpertTable, count: int) -> OnDevice:
     held = np.zeros((len(table.layers), table.per_layer), dtype=bool)
     for layer, name in enumerate(table.layers):
         gate = model.get_submodule(name.removesuffix("experts") + "gate")
-        uses = np.zeros(table.per_layer)
         assert isinstance(gate, Gate)
-        assert gate.tid2eid is not None or not gate.hashed
-        if gate.hashed:
-            assert gate.tid2eid is not None
-            uses = np.bincount(gate.tid2eid.flatten().cpu().numpy(), minlength=table.per_layer)
+        # Its other gates have no table.
+        named = gate.tid2eid.flatten().tolist() if gate.hashed and gate.tid2eid is not None else []
+        uses = np.bincount(np.array(named, dtype=np.int64), minlength=table.per_layer)
         held[layer, np.argsort(-uses, kind="stable")[:count]] = True
     return OnDevice(held, model.device)
 
