@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,12 +11,13 @@ from fourfold import kernels
 from fourfold.config import ModelConfig
 from fourfold.errors import RequestError
 from fourfold.model.transformer import Transformer
-from fourfold.tiers import Plan, TieredExperts, plan
+from fourfold.tiers import Plan, TieredExperts, plan, plan_beside
 from fourfold.tiers.copy import copied
 from fourfold.tiers.files import say
+from fourfold.tiers.split import busiest, held_items
 from fourfold.tokenizer import Tokenizer
 from fourfold.weights.hub import resolve
-from fourfold.weights.load import checkpoint_items, read_items
+from fourfold.weights.load import Item, checkpoint_items, read_items
 
 
 def shipped_model() -> Path:
@@ -29,22 +31,25 @@ def load(
     numerics: str = "exact",
     ram: str | int | None = None,
     expert_copy: str | Path | None = None,
+    device_memory: str | int | None = None,
 ) -> Transformer:
     """The model of a checkpoint folder or Hugging Face repo id, its weights packed as stored.
 
     numerics: "exact" (float32 mathematics of the stored weights), "deployed" (the published roundings of
     activations and KV) or "fast" (bf16 inputs of products).  `.tokenizer` is set where there is one.
-    ram: how much of it weights may take, in bytes or as "24GiB", on the CPU: routed experts that do not fit
-    are read from disk when they are needed, `.tiers` counts them.  None: the free RAM less an 8th, if the
-    model does not fit into that.  expert_copy: a folder that then gets a page-aligned copy of the experts,
-    once, for faster reads.
+    ram: how much of it weights may take, in bytes or as "24GiB": routed experts that do not fit are read
+    from disk when they are needed, `.tiers` counts them.  None: the free RAM less an 8th, if the model does
+    not fit into that.  expert_copy: a folder that then gets a page-aligned copy of the experts, once, for
+    faster reads.  device_memory: the same of an accelerator's; experts that do not fit there are the CPU's.
     DownloadError, ConfigError, TokenizerError, CheckpointError: nothing is half loaded.  RequestError,
     KernelError: an unusable device; no size, or one too small for the model.  All that is small is read and
     checked before the weights.
     """
     target = usable_device(device)
-    if ram is not None and target.type != "cpu":
-        raise RequestError(f"ram is {ram!r} with device {str(device)!r}; allowed: with device cpu")
+    if device_memory is not None and target.type == "cpu":
+        raise RequestError(
+            f"device_memory is {device_memory!r} with device 'cpu'; allowed: with an accelerator"
+        )
     folder = resolve(path_or_repo_id)
     config = ModelConfig.from_file(folder / "config.json")
     with torch.device("meta"):
@@ -52,22 +57,37 @@ def load(
     if (folder / "tokenizer.json").exists():
         model.tokenizer = Tokenizer(folder)
     items = checkpoint_items(folder, config)
-    tiers = plan(items, config, ram) if target.type == "cpu" else None
-    if tiers is not None:
-        model.tiers = _tiered(model, tiers, expert_copy)
-        items = [item for item in items if item.expert is None]
-    for name, tensor in read_items(items, config, target):
+    if target.type == "cpu":
+        tiers = plan(items, config, ram)
+    else:
+        tiers = plan_beside(items, config, device_memory, _free_memory(target), ram)
+    dense = items if tiers is None else [item for item in items if item.expert is None]
+    for name, tensor in read_items(dense, config, target):
         model.assign(name, tensor)
+    if tiers is not None:
+        model.tiers = _tiered(model, tiers, expert_copy, items)
     return model.eval()
 
 
-def _tiered(model: Transformer, tiers: Plan, copy_in: str | Path | None) -> TieredExperts:
+def _free_memory(device: torch.device) -> int | None:
+    """Bytes that an accelerator has left; None where its module does not say."""
+    ask = getattr(getattr(torch, device.type, None), "mem_get_info", None)
+    return None if ask is None else ask(device)[0]
+
+
+def _tiered(
+    model: Transformer, tiers: Plan, copy_in: str | Path | None, items: Sequence[Item]
+) -> TieredExperts:
     """Slots in the place of the model's experts, and what fills them; says so on stderr."""
-    if copy_in is None:
-        say(f"{tiers}; a page-aligned expert copy would be read faster")
-        return TieredExperts(model, tiers.table, tiers.slots)
-    say(str(tiers))
-    return TieredExperts(model, copied(tiers.table, Path(copy_in)), tiers.slots)
+    say(str(tiers) + ("; a page-aligned expert copy would be read faster" if copy_in is None else ""))
+    on_device = None
+    if tiers.on_device is not None:
+        on_device = busiest(model, tiers.table, tiers.on_device)
+        chosen = held_items(items, tiers.table, on_device)
+        for name, tensor in read_items(chosen, model.config, model.device, rows=tiers.on_device):
+            model.assign(name, tensor)
+    table = tiers.table if copy_in is None else copied(tiers.table, Path(copy_in))
+    return TieredExperts(model, table, tiers.slots, on_device)
 
 
 def usable_device(name: str | torch.device) -> torch.device:

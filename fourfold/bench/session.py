@@ -33,6 +33,7 @@ def bench(
     numerics: str,
     *,
     device: str = "cpu",
+    device_memory: str | None = None,
     ram: str | None = None,
     expert_copy: Path | None = None,
     compare: Sequence[str] = (),
@@ -43,8 +44,8 @@ def bench(
 ) -> dict[str, Any]:
     """Measure the checkpoint `folder`; the document that `fourfold bench --json` prints.
 
-    device: of our own engine, and whose limits are measured; peers run on the CPU.  ram, expert_copy: of our
-    own engine, as `fourfold.load` takes them.
+    device: of our own engine, and whose limits are measured; peers run on the CPU.  device_memory, ram,
+    expert_copy: of our own engine, as `fourfold.load` takes them.
     warn is told what makes the figures suspect and which peers are missing.  Raises the errors of
     `fourfold.load`; RequestError: contexts that the model has no positions for.
     """
@@ -56,7 +57,15 @@ def bench(
     progress("loading fourfold")
     copy = None if expert_copy is None else str(expert_copy)
     engines: list[Engine] = [
-        WorkerEngine(OWN, folder, numerics=numerics, device=device, ram=ram, expert_copy=copy)
+        WorkerEngine(
+            OWN,
+            folder,
+            numerics=numerics,
+            device=device,
+            device_memory=device_memory,
+            ram=ram,
+            expert_copy=copy,
+        )
     ]
     try:
         peers, missing = open_peers(compare, llamas, folder, progress)

@@ -80,6 +80,7 @@ def bench(
     repetitions: Annotated[int, typer.Option(help="Rounds; the best counts.", min=1)] = 5,
     numerics: options.Numerics = "fast",
     device: options.Device = "cpu",
+    device_memory: options.DeviceMemory = None,
     ram: options.Ram = None,
     expert_copy: options.ExpertCopy = None,
     compare: Annotated[
@@ -141,6 +142,7 @@ def bench(
             settings,
             numerics,
             device=device,
+            device_memory=device_memory,
             ram=ram,
             expert_copy=expert_copy,
             compare=peers,

@@ -43,6 +43,7 @@ def generate(
     device: options.Device = "cpu",
     numerics: options.Numerics = "fast",
     threads: options.Threads = 0,
+    device_memory: options.DeviceMemory = None,
     ram: options.Ram = None,
     expert_copy: options.ExpertCopy = None,
     cache_dir: options.CacheDir = None,
@@ -67,7 +68,13 @@ def generate(
         )
         rendered = conversation.prompt()
     opened = open_model(
-        model, device=device, numerics=numerics, threads=threads, ram=ram, expert_copy=expert_copy
+        model,
+        device=device,
+        numerics=numerics,
+        threads=threads,
+        device_memory=device_memory,
+        ram=ram,
+        expert_copy=expert_copy,
     )
     sampling = opened.sampler(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
     given = text if rendered is None else rendered.encode(opened.tokenizer)

@@ -65,6 +65,7 @@ def open_model(
     device: str,
     numerics: str,
     threads: int,
+    device_memory: str | None = None,
     ram: str | None = None,
     expert_copy: Path | None = None,
 ) -> Opened:
@@ -79,7 +80,7 @@ def open_model(
     sampling = recommended(folder)
     if not (folder / FILE_NAME).exists():
         raise RequestError(f"{name} has no {FILE_NAME}; put the model's own into its folder")
-    model = fourfold.load(folder, device=device, numerics=numerics, ram=ram, expert_copy=expert_copy)
+    model = fourfold.load(folder, device, numerics, ram, expert_copy, device_memory)
     assert model.tokenizer is not None
     seconds = time.perf_counter() - start
     stored = sum(parameter.nbytes for parameter in model.parameters())
@@ -95,10 +96,11 @@ def open_model(
 def tiers_line(model: Transformer) -> str:
     """experts: 1,204 from RAM, 88 read ahead (12 more in vain), 310 not; 4.1 GiB read, 2.3 s stalled"""
     if model.tiers is None:
-        return "experts: all in RAM"
+        return f"experts: all in {'RAM' if model.device.type == 'cpu' else 'device memory'}"
     stats = model.tiers.stats()
+    there = f"{stats.device_hits:,} on the device, " if stats.on_device else ""
     return (
-        f"experts: {stats.hits:,} from RAM, {stats.prefetched:,} read ahead "
+        f"experts: {there}{stats.hits:,} from RAM, {stats.prefetched:,} read ahead "
         f"({stats.prefetch_wasted:,} more in vain), {stats.misses:,} not; "
         f"{console.size(stats.bytes_read)} read, {console.number(stats.stall_seconds)} s stalled"
     )

@@ -84,6 +84,15 @@ Ram = Annotated[
         show_default="what is free, less an 8th",
     ),
 ]
+DeviceMemory = Annotated[
+    str | None,
+    typer.Option(
+        callback=_size("device_memory"),
+        metavar="SIZE",
+        help="Of --device, for weights; experts beyond it stay in RAM and are computed by the CPU meanwhile.",
+        show_default="what is free there, less an 8th",
+    ),
+]
 ExpertCopy = Annotated[
     Path | None,
     typer.Option(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from fourfold.config import ModelConfig
 from fourfold.kernels.composed import ExpertWeights, MoeArguments
 from fourfold.kernels.formats import Rounding
 from fourfold.model.batch import ForwardBatch, Routing
-from fourfold.model.experts import ExpertSource, Resident
+from fourfold.model.experts import Asked, ExpertSource, Resident
 from fourfold.model.linear import INIT_STD, Kept, Linear, Noted, StoredWeight
 from fourfold.model.numerics import Numerics
 
@@ -84,14 +84,24 @@ class Experts(nn.Module):
         w1, w3, w2 = self._matrices
         return w1.stored, w3.stored, w2.stored
 
-    def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-        """x [N, D] -> [N, D] f32."""
-        (w1, s1), (w3, s3), (w2, s2) = self.stored
+    def forward(self, asked: Asked) -> Tensor:
+        """-> [N, D] f32."""
+        y = self.added(asked, self.stored, self.source.passes(asked.indices))
+        others = None if asked.others is None else self.source.elsewhere(asked.others)
+        if y is None or others is None:
+            y = others if y is None else y
+            assert y is not None
+            return y
+        return y + others
+
+    def added(self, asked: Asked, stacks: ExpertWeights, passes: Iterable[Tensor | None]) -> Tensor | None:
+        """What the experts in these stacks add [N, D] f32, pass by pass; None if there is none."""
+        (w1, s1), (w3, s3), (w2, s2) = stacks
         rounding = self.numerics.input_of(w1, s1)
+        x, indices, weights = asked.x, asked.indices, asked.weights
         y = None
-        for places in self.source.passes(indices):
+        for places in passes:
             y = kernels.experts(x, indices, weights, w1, s1, w3, s3, w2, s2, self.limit, rounding, places, y)
-        assert y is not None
         return y
 
 
@@ -162,7 +172,7 @@ class MoE(nn.Module):
         indices, weights, scores = self.gate(flat, batch.ids)
         if self.training and not self.gate.hashed:
             batch.routing.append(Routing(scores, indices))
-        self.experts.source.chosen(indices)
+        asked = self.experts.source.chosen(Asked(flat, indices, weights))
         shared = self.shared_experts(flat)  # while routed ones that are not in RAM are on their way
-        y = self.experts(flat, indices, weights) + shared
+        y = self.experts(asked) + shared
         return y.to(x.dtype).view_as(x)

@@ -11,10 +11,11 @@ policy.py    which expert to evict
 cache.py     which expert is in which slot
 slots.py     the memory itself
 predict.py   which experts a layer will choose
+split.py     some experts on a device, the others here
 store.py     all of it behind the model's `ExpertSource`
 """
 
-from fourfold.tiers.budget import Plan, plan
+from fourfold.tiers.budget import Plan, plan, plan_beside
 from fourfold.tiers.store import TieredExperts
 
-__all__ = ["Plan", "TieredExperts", "plan"]
+__all__ = ["Plan", "TieredExperts", "plan", "plan_beside"]

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from fourfold.model.block import Block
-from fourfold.model.experts import TierStats
+from fourfold.model.experts import Asked, TierStats
 from fourfold.model.transformer import Transformer
 from fourfold.tiers.cache import ExpertCache
 from fourfold.tiers.predict import predicted
 from fourfold.tiers.reader import READERS, Bytes, ExpertReader
 from fourfold.tiers.slots import SlotPool
+from fourfold.tiers.split import OnDevice, SplitLayer
 from fourfold.tiers.table import ExpertTable
 
 
@@ -27,8 +28,15 @@ class TieredExperts:
     One forward at a time uses it: another thread's waits at the next layer.
     """
 
-    def __init__(self, model: Transformer, table: ExpertTable, slots: int) -> None:
+    def __init__(
+        self, model: Transformer, table: ExpertTable, slots: int, on_device: OnDevice | None = None
+    ) -> None:
         self.table = table
+        self.on_device = on_device
+        """Where the device has some of them; the others are computed on the host."""
+        shape = len(table.layers), table.per_layer
+        self.mine = np.ones(shape, dtype=bool) if on_device is None else ~on_device.held
+        """[layers, E]: the experts that come into slots."""
         reader = ExpertReader(table)
         pool = SlotPool(table.parts, slots)
 
@@ -40,7 +48,7 @@ class TieredExperts:
             slots, len(table.layers), table.per_layer, READERS, reader.pieces, reader.buffer, fill
         )
         self.running = threading.RLock()
-        self._counts = dict.fromkeys(("hits", "prefetched", "misses"), 0)
+        self._counts = dict.fromkeys(("hits", "prefetched", "misses", "device_hits"), 0)
         self._slots = slots
         self.blocks = [
             cast(Block, model.get_submodule(layer.removesuffix(".ffn.experts"))) for layer in table.layers
@@ -55,6 +63,7 @@ class TieredExperts:
             return TierStats(
                 slots=self._slots,
                 experts=self.table.experts,
+                on_device=int((~self.mine).sum()),
                 **self._counts,
                 prefetch_wasted=self.cache.wasted,
                 bytes_read=self.cache.queue.bytes_read,
@@ -65,19 +74,24 @@ class TieredExperts:
         """End the threads and close the files; the model cannot run any more."""
         self._finalizer()
 
-    def count(self, hits: int, prefetched: int, misses: int) -> None:
+    def count(self, hits: int = 0, prefetched: int = 0, misses: int = 0, device_hits: int = 0) -> None:
         """Add to the counters what a layer found."""
-        for name, number in (("hits", hits), ("prefetched", prefetched), ("misses", misses)):
+        numbers = hits, prefetched, misses, device_hits
+        for name, number in zip(self._counts, numbers, strict=True):
             self._counts[name] += number
 
     def _put_in(self, pool: SlotPool) -> None:
         stacks = {name: nn.Parameter(stack, requires_grad=False) for name, stack in pool.stacks.items()}
         for number, block in enumerate(self.blocks):
             experts = block.ffn.experts
+            layer = _Layer(self, number)
+            if self.on_device is not None:
+                experts.source = SplitLayer(experts, layer, self.on_device.rows(number), pool.stacks)
+                continue
             for name, stack in stacks.items():
                 matrix, _, leaf = name.partition(".")
                 experts.get_submodule(matrix).register_parameter(leaf, stack)
-            experts.source = _Layer(self, number)
+            experts.source = layer
 
 
 def _end(cache: ExpertCache, reader: ExpertReader) -> None:
@@ -103,8 +117,8 @@ class _Layer:
                     cache.forget_wishes()
             here = cache.slot[self._first : self._first + cache.per_layer]
             ahead = self._known(ids)
-            if not block.ffn.gate.hashed and bool((here < 0).any()):
-                ahead = _likeliest_first(predicted(block, streams), self._first) + ahead
+            if not block.ffn.gate.hashed and bool((here[tiers.mine[self._number]] < 0).any()):
+                ahead = self._wanted(_likeliest_first(predicted(block, streams))) + ahead
             with cache.changed:
                 cache.read_ahead(ahead, self._number, ids.numel())
 
@@ -115,25 +129,32 @@ class _Layer:
         for number in range(self._number, len(tiers.blocks)):
             gate = tiers.blocks[number].ffn.gate
             if gate.hashed:
-                found += _distinct(gate.tid2eid[ids.flatten()], number * tiers.table.per_layer)
+                found += self._wanted(_distinct(gate.tid2eid[ids.flatten()]), number)
         return found
 
-    def chosen(self, indices: Tensor) -> None:
+    def _wanted(self, experts: list[int], layer: int | None = None) -> list[int]:
+        """Those of a layer's experts that come into slots, as they are numbered there."""
+        layer = self._number if layer is None else layer
+        mine = self._tiers.mine[layer]
+        return [layer * len(mine) + expert for expert in experts if mine[expert]]
+
+    def chosen(self, asked: Asked) -> Asked:
         """Read what the layer's gate chose, and no more of what was guessed and not chosen."""
         tiers, cache = self._tiers, self._tiers.cache
-        tokens = indices.shape[0]
+        tokens = asked.indices.shape[0]
         with tiers.running, cache.changed:
-            counts = np.bincount(indices.flatten().numpy(), minlength=cache.per_layer)
-            experts = _distinct(indices, self._first)
+            counts = np.bincount(asked.indices.flatten().numpy(), minlength=cache.per_layer)
+            experts = self._wanted(_distinct(asked.indices))
             cache.policy.used(self._number, counts, tokens)
             cache.forget_wishes(range(self._first + cache.per_layer))
-            tiers.count(*cache.claim(experts))
+            tiers.count(*cache.claim(experts), int((counts > 0).sum()) - len(experts))
             cache.demand(experts, self._number, tokens)
+        return asked
 
     def passes(self, indices: Tensor) -> Iterator[Tensor]:
         """The chosen experts, part by part as they arrive, in ascending order."""
         tiers, cache = self._tiers, self._tiers.cache
-        todo = _distinct(indices, self._first)
+        todo = self._wanted(_distinct(indices))
         with tiers.running:
             with cache.changed:
                 # Again: another thread's forward may have been here since `chosen`.
@@ -147,6 +168,9 @@ class _Layer:
                 with cache.changed:
                     cache.forget_wishes(set(ready))
                 todo = todo[len(ready) :]
+
+    def elsewhere(self, others: Asked) -> None:
+        """All that this source has comes into the stacks."""
 
     def _wait(self, todo: list[int], tokens: int) -> list[int]:
         """Those of `todo` that are ready, up to the first that is not; at least one."""
@@ -166,11 +190,12 @@ class _Layer:
         return torch.from_numpy(places)
 
 
-def _distinct(indices: Tensor, first: int) -> list[int]:
-    """Local expert numbers [..., K] -> the experts' numbers, ascending."""
-    return [expert + first for expert in indices.unique().tolist()]
+def _distinct(indices: Tensor) -> list[int]:
+    """[..., K] -> the numbers in it, ascending."""
+    numbers: list[int] = np.unique(indices.cpu().numpy()).tolist()
+    return numbers
 
 
-def _likeliest_first(indices: Tensor, first: int) -> list[int]:
-    """As `_distinct`, in the order of the gate's choice: first choices of all tokens, second ones, …"""
-    return [expert + first for expert in dict.fromkeys(indices.T.flatten().tolist())]
+def _likeliest_first(indices: Tensor) -> list[int]:
+    """The same in the order of the gate's choice: first choices of all tokens, second ones, …"""
+    return list(dict.fromkeys(indices.T.flatten().tolist()))

@@ -103,9 +103,17 @@ def _equal(reader: Reader, a: Stored, b: Stored) -> bool:
 
 
 def read_items(
-    items: Iterable[Item], config: ModelConfig, device: torch.device | str = "cpu", progress: bool = True
+    items: Iterable[Item],
+    config: ModelConfig,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    rows: int | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """As `read_checkpoint`, of some items: of an expert's stack all rows or none.  Raises CheckpointError."""
+    """As `read_checkpoint`, of some items: of a stack of experts all rows or none.
+
+    rows: of each stack; None: all experts.  Raises CheckpointError.
+    """
+    rows = config.n_routed_experts if rows is None else rows
     items = sorted(items, key=lambda item: (item.stored.file, item.stored.start))
     total = sum(item.stored.nbytes for item in items)
     stacks: dict[str, tuple[Tensor, int]] = {}
@@ -125,11 +133,11 @@ def read_items(
                 yield item.parameter, _in_memory(item, tensor)
                 continue
             if item.parameter not in stacks:
-                stacks[item.parameter] = (empty(item, config.n_routed_experts), 0)
+                stacks[item.parameter] = (empty(item, rows), 0)
             stack, filled = stacks[item.parameter]
             _check_values(item, reader.copy(item.stored, stack[item.expert], advance), config)
             stacks[item.parameter] = (stack, filled + 1)
-            if filled + 1 == config.n_routed_experts:
+            if filled + 1 == rows:
                 del stacks[item.parameter]
                 yield item.parameter, _in_memory(item, stack)
     assert not stacks

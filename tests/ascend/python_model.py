@@ -65,6 +65,20 @@ def test_the_same_text_as_on_the_cpu(tiny_folder: Path, numerics: str) -> None:
     assert texts[0] == texts[1]
 
 
+@pytest.mark.parametrize("ram", ["1GiB", "400KiB"], ids=["RAM", "RAM and disk"])
+def test_experts_beside_the_device_give_the_same_text(tiny_folder: Path, ram: str) -> None:
+    texts = []
+    for options in ({}, {"device": "npu"}, {"device": "npu", "device_memory": "1500KiB", "ram": ram}):
+        model = fourfold.load(tiny_folder, **options)
+        ids = fourfold.generate(model, "once upon a time", max_tokens=8, temperature=0.0)
+        texts.append("".join(ids))
+    assert texts[0] == texts[1] == texts[2]
+    assert model.tiers is not None
+    stats = model.tiers.stats()
+    assert stats.on_device == 10 and stats.device_hits > 0 and stats.hits > 0
+    assert (stats.slots < 30) == (ram == "400KiB")
+
+
 def test_nothing_can_be_on_cuda() -> None:
     with pytest.raises((AssertionError, RuntimeError), match="CUDA"):
         torch.zeros(1, device="cuda")

@@ -13,7 +13,7 @@ import fourfold
 from fourfold.config import ModelConfig
 from fourfold.errors import CheckpointError, RequestError
 from fourfold.tiers import budget
-from fourfold.tiers.budget import least_slots, plan
+from fourfold.tiers.budget import least_slots, plan, plan_beside
 from fourfold.tiers.table import ExpertTable
 from fourfold.weights.load import checkpoint_items
 
@@ -102,6 +102,36 @@ def test_loading_with_a_budget(tiny_folder, tmp_path, capfd):
     assert fourfold.load(folder, ram="1GiB").tiers is None
 
 
-def test_ram_is_for_the_cpu(tiny_folder):
-    with pytest.raises(RequestError, match=r"ram is '1GiB' with device 'meta'; allowed: with device cpu"):
-        fourfold.load(tiny_folder, device="meta", ram="1GiB")
+def test_device_memory_is_an_accelerators(tiny_folder):
+    with pytest.raises(
+        RequestError, match=r"device_memory is '1GiB' with device 'cpu'; allowed: with an acc"
+    ):
+        fourfold.load(tiny_folder, device_memory="1GiB")
+
+
+def test_what_fits_on_the_device_is_there(items, config, total):
+    assert plan_beside(items, config, None, None, None) is None
+    assert plan_beside(items, config, None, total * 8 // 7 + 8, None) is None
+    assert plan_beside(items, config, total, 0, None) is None
+
+
+def test_each_layer_has_as_many_experts_on_the_device(items, config, total):
+    made = plan_beside(items, config, total - 1, None, None)
+    assert made is not None and made.on_device == 7 and made.slots == 5
+    assert "device holds 7 of 8 experts a layer, RAM 5 of the 5 others" in str(made)
+    layer = 5 * made.table.expert_bytes
+    few = plan_beside(items, config, made.dense + 2 * layer - 1, None, "1GiB")
+    assert few is not None and few.on_device == 1 and few.slots == 35
+    none = plan_beside(items, config, made.dense, None, "400KiB")
+    assert none is not None and none.on_device == 0 and least_slots(config) <= none.slots < 40
+
+
+def test_too_little_of_either_is_told(items, config, total):
+    with pytest.raises(
+        RequestError, match=r"device_memory is 1.0 KiB; allowed for this model: \d+KiB and more"
+    ):
+        plan_beside(items, config, "1KiB", None, None)
+    with pytest.raises(RequestError, match=r"free device memory allows 875 B"):
+        plan_beside(items, config, None, 1000, None)
+    with pytest.raises(RequestError, match=r"ram is 1.0 KiB; allowed for this model: \d+KiB and more: room"):
+        plan_beside(items, config, total - 1, None, "1KiB")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,27 @@ def test_chat_answers_as_on_the_cpu(
 ) -> None:
     here, there = (said(FOLDERS[name], device, monkeypatch, capsys) for device in ("npu", "cpu"))
     assert here == there and here.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "ram"),
+    [("published", "15.1MiB", "1GiB"), ("published", "15.1MiB", "3MiB"), ("w8a8", "18MiB", "1GiB")],
+)
+def test_experts_beside_the_device_give_the_same_text(
+    name: str, memory: str, ram: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """3 of 8 experts a layer on the device, the others in RAM; of 3 MiB not all."""
+    texts = []
+    for options in ([], ["--device", "npu"], ["--device", "npu", "--device-memory", memory, "--ram", ram]):
+        how = ["--numerics", "deployed", "--temperature", "0", "--max-tokens", "16", "--stats", *options]
+        assert main(["generate", "Once upon a time", "--model", str(FOLDERS[name]), *how]) == 0
+        out = capsys.readouterr()
+        texts.append(out.out)
+    assert texts[0] == texts[1] == texts[2] != ""
+    assert "the device holds 3 of 8 experts a layer" in out.err
+    counts = re.search(r"experts: ([\d,]+) on the device, ([\d,]+) from RAM, .*", out.err)
+    assert counts is not None and int(counts[1]) > 0 and int(counts[2]) > 0
+    print(f"\n{MEASURED}{CHIP} {name} beside {ram} of RAM, {counts[0]}")
 
 
 def logits(folder: Path, device: str, numerics: str) -> Tensor:
