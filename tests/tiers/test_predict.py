@@ -16,7 +16,7 @@ def test_most_of_the_shipped_models_choices_are_guessed():
     for block in model.layers[1:]:
         assert isinstance(block, Block)
         block.register_forward_pre_hook(lambda _, args: streams.append(args[0]))
-        block.ffn.experts.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+        block.ffn.experts.register_forward_pre_hook(lambda _, args: inputs.append(args[0].x))
     assert model.tokenizer is not None
     with torch.no_grad():
         ids = torch.tensor([model.tokenizer.encode("Once upon a time there was a little dog. " * 3)])
