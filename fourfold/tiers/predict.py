@@ -1,4 +1,4 @@
-"""Guessing which experts a layer will choose before its attention has run."""
+"""Guessing which experts a layer will choose: before its attention has run, or before its block begins."""
 
 from __future__ import annotations
 
@@ -27,8 +27,23 @@ def predicted(block: Block, streams: Tensor) -> Tensor:
         norm_eps=config.rms_norm_eps,
         eps=config.hc_eps,
     )
-    gate = block.ffn.gate
-    assert gate.bias is not None
-    x = block.ffn_norm(u).flatten(0, 1)
-    indices, _, _ = kernels.route_topk(x, gate.weight, gate.bias, gate.k, gate.scaling)
+    return _choice(block, block.ffn_norm(u).flatten(0, 1))
+
+
+@torch.no_grad()
+def predicted_early(block: Block, x: Tensor) -> Tensor:
+    """The likelier half of what the block's gate would choose of x [N, D], which the experts of the block
+    before it are about to see -> [N, K/2] int64.
+
+    All K would be right in 75 % of the cases on the shipped model, their first half in 89 %: a wrong guess
+    takes time of the disk from what is needed for certain.
+    """
+    choice = _choice(block, x)
+    return choice[:, : max(1, choice.shape[1] // 2)]
+
+
+def _choice(block: Block, x: Tensor) -> Tensor:
+    weight, bias = block.ffn.gate.learned
+    assert bias is not None
+    indices, _, _ = kernels.route_topk(x, weight, bias, block.ffn.gate.k, block.ffn.gate.scaling)
     return indices

@@ -15,7 +15,7 @@ from fourfold.model.block import Block
 from fourfold.model.experts import Asked, TierStats
 from fourfold.model.transformer import Transformer
 from fourfold.tiers.cache import ExpertCache
-from fourfold.tiers.predict import predicted
+from fourfold.tiers.predict import predicted, predicted_early
 from fourfold.tiers.reader import READERS, Bytes, ExpertReader
 from fourfold.tiers.slots import SlotPool
 from fourfold.tiers.split import OnDevice, SplitLayer
@@ -115,12 +115,19 @@ class _Layer:
             if self._number == 0:
                 with cache.changed:
                     cache.forget_wishes()
-            here = cache.slot[self._first : self._first + cache.per_layer]
             ahead = self._known(ids)
-            if not block.ffn.gate.hashed and bool((here[tiers.mine[self._number]] < 0).any()):
+            if self._guesses(self._number):
                 ahead = self._wanted(_likeliest_first(predicted(block, streams))) + ahead
             with cache.changed:
                 cache.read_ahead(ahead, self._number, ids.numel())
+
+    def _guesses(self, number: int) -> bool:
+        """Whether a guess at what a layer chooses can be of use."""
+        tiers, per_layer = self._tiers, self._tiers.cache.per_layer
+        if number == len(tiers.blocks) or tiers.blocks[number].ffn.gate.hashed:
+            return False
+        here = tiers.cache.slot[number * per_layer : (number + 1) * per_layer]
+        return bool((here[tiers.mine[number]] < 0).any())
 
     def _known(self, ids: Tensor) -> list[int]:
         """The experts of this and later layers that are routed by token id."""
@@ -139,17 +146,33 @@ class _Layer:
         return [layer * len(mine) + expert for expert in experts if mine[expert]]
 
     def chosen(self, asked: Asked) -> Asked:
-        """Read what the layer's gate chose, and no more of what was guessed and not chosen."""
+        """Read what the layer's gate chose and then what the next one's may, and no more of what was guessed
+        and not chosen."""
         tiers, cache = self._tiers, self._tiers.cache
         tokens = asked.indices.shape[0]
-        with tiers.running, cache.changed:
-            counts = np.bincount(asked.indices.flatten().numpy(), minlength=cache.per_layer)
-            experts = self._wanted(_distinct(asked.indices))
-            cache.policy.used(self._number, counts, tokens)
-            cache.forget_wishes(range(self._first + cache.per_layer))
-            tiers.count(*cache.claim(experts), int((counts > 0).sum()) - len(experts))
-            cache.demand(experts, self._number, tokens)
+        with tiers.running:
+            with cache.changed:
+                counts = np.bincount(asked.indices.flatten().numpy(), minlength=cache.per_layer)
+                experts = self._wanted(_distinct(asked.indices))
+                cache.policy.used(self._number, counts, tokens)
+                cache.forget_wishes(range(self._first + cache.per_layer))
+                tiers.count(*cache.claim(experts), int((counts > 0).sum()) - len(experts))
+                cache.demand(experts, self._number, tokens)
+            self._guess_next(asked)
         return asked
+
+    def _guess_next(self, asked: Asked) -> None:
+        tiers, cache = self._tiers, self._tiers.cache
+        following = self._number + 1
+        # A chunk of many tokens wants nearly all experts: the next layer's would drive out this one's.
+        if asked.indices.numel() > cache.per_layer or not self._guesses(following):
+            return
+        block = tiers.blocks[following]
+        # A gate on an accelerator would answer when all is done that was asked of it before.
+        if block.ffn.gate.weight.device == asked.x.device:
+            guess = self._wanted(_likeliest_first(predicted_early(block, asked.x)), following)
+            with cache.changed:
+                cache.read_ahead(guess, following, asked.indices.shape[0])
 
     def passes(self, indices: Tensor) -> Iterator[Tensor]:
         """The chosen experts, part by part as they arrive, in ascending order."""

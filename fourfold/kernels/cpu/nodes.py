@@ -2,7 +2,8 @@
 
 A machine with several sockets, or a socket set to several nodes, reads at its full bandwidth only from all
 nodes at once.  Weights are read by all threads, so their pages alternate between the nodes; helper threads
-are dealt out to the nodes in turn and stay there.  On one node nothing of this happens.
+are dealt out to the nodes in turn and stay there.  On one node nothing of this happens.  No thread is bound
+to a single processor: that gains nothing (docs/benchmarks.md), and none could leave one that others want.
 """
 
 from __future__ import annotations
