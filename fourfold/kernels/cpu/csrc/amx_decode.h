@@ -3,12 +3,12 @@
 
 #include <algorithm>
 
+#include "amx_tiles.h"
 #include "bf16_decode.h"
 
 namespace fourfold {
 namespace {
 
-constexpr index_t kTile = 16;   // rows, pairs, tokens
 constexpr index_t kSlab = 32;   // matrix rows worked on at once: two tiles of sums for each block of tokens
 constexpr index_t kDepth = 512; // columns decoded ahead of many tokens: 32 KiB, the first-level cache
 
