@@ -12,6 +12,14 @@ namespace {
 
 constexpr index_t kTile = 16;  // rows, words of 32 bits, tokens
 
+// How many of n tokens are worked on at once: as many as leave their inputs, of `bytes` each, in the second-level cache
+// while the matrix passes by, in even parts; a multiple of `step`.
+inline index_t group_of(index_t n, index_t bytes, index_t step) {
+    constexpr index_t cache = 3 << 19;
+    const index_t most = std::max(cache / bytes / step, index_t{2}) * step;
+    return round_up(ceil_div(n, ceil_div(n, most)), step);
+}
+
 // The tile instructions do not tell the compiler what memory they read.
 FOURFOLD_INLINE void memory_is_written() { __asm__ volatile("" ::: "memory"); }
 

@@ -47,15 +47,23 @@ public:
         : matrix_(m), slab_(slab), to_(to), k_(k), columns_(std::min(kChunk, m.columns - k)),
           away_(k / 2 + 2 * kAhead <= m.row_bytes() ? kAhead : kAhead + (kSlab - 1) * m.row_bytes()) {}
 
+    // One part, if fewer than this share of all are done.
+    FOURFOLD_INLINE void decode(index_t share, index_t of, __m512i table) {
+        if (done_ * of < kSteps * share) part(done_++, table);
+    }
+    void decode_all(__m512i table) {
+        while (done_ < kSteps) part(done_++, table);
+    }
+
+private:
+    static constexpr index_t kAhead = kChunk / 2;  // bytes of a row to fetch before they are wanted
+
     FOURFOLD_INLINE void part(index_t i, __m512i table) const {
         if (columns_ == kChunk && slab_.count == kSlab) [[likely]]
             rows<true>(i * kPart, kPart, table);
         else if (i * kPart < slab_.count)
             rows<false>(i * kPart, std::min(kPart, slab_.count - i * kPart), table);
     }
-
-private:
-    static constexpr index_t kAhead = kChunk / 2;  // bytes of a row to fetch before they are wanted
 
     template <bool whole>
     FOURFOLD_INLINE void rows(index_t begin, index_t count, __m512i table) const {
@@ -98,7 +106,7 @@ private:
     const Matrix& matrix_;
     Slab& slab_;
     Chunk& to_;
-    index_t k_, columns_, away_;
+    index_t k_, columns_, away_, done_ = 0;
 };
 
 // Sums of one chunk on their way into the totals of a block of tokens.
@@ -133,9 +141,10 @@ FOURFOLD_INLINE void step(const std::uint8_t (&weights)[kSlab / kTile][kTile][kV
     _tile_dpbssd(3, 5, 7);
 }
 
-// A chunk of the slab times one block of tokens; meanwhile what `decoder` and `scaling` have to do, if they are there.
-FOURFOLD_INLINE void multiply_block(const Chunk& chunk, index_t steps, const std::uint8_t* x, __m512i table,
-                                    const Decoder* decoder, const Scaling* scaling, Sums& sums) {
+// A chunk of the slab times one block of tokens, between whose steps something else is done.
+template <class Between>
+FOURFOLD_INLINE void multiply_block(const Chunk& chunk, index_t steps, const std::uint8_t* x, Sums& sums,
+                                    Between&& between) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -143,8 +152,7 @@ FOURFOLD_INLINE void multiply_block(const Chunk& chunk, index_t steps, const std
 #pragma GCC unroll 8
     for (index_t i = 0; i < kSteps; ++i) {
         if (i < steps) step(chunk.weights[i], x + i * 2 * kTileBytes);
-        if (scaling) scaling->part(i);
-        if (decoder) decoder->part(i, table);
+        between(i);
     }
     _tile_stored(0, sums.of[0][0], kVector);
     _tile_stored(1, sums.of[0][1], kVector);
@@ -153,18 +161,15 @@ FOURFOLD_INLINE void multiply_block(const Chunk& chunk, index_t steps, const std
     memory_is_written();
 }
 
-// The products of odd rows with a block of tokens, group by group: as odd_product has it.
+// The products of odd rows with a block of tokens.
 void odd_products(const Matrix& m, const Slab& s, const std::uint8_t* x, index_t tokens, float* const* y) {
-    if (!s.any_odd) return;
-    const InputLayout layout(m.columns);
-    alignas(64) std::uint8_t alone[kSlab];
-    (void)alone;
     thread_local Scratch memory;
-    std::uint8_t* row = memory.get<std::uint8_t>(layout.bytes());
+    const index_t words = InputLayout(m.columns).bytes() / 4;
+    auto* row = memory.get<std::uint32_t>(words);
     for (index_t t = 0; t < tokens; ++t) {
-        for (index_t word = 0; word < layout.bytes() / 4; ++word) std::memcpy(row + 4 * word, x + (word * kTile + t) * 4, 4);
+        for (index_t i = 0; i < words; ++i) std::memcpy(row + i, x + (i * kTile + t) * 4, 4);
         for (index_t r = 0; r < s.count; ++r)
-            if (s.odd[r]) y[t][s.row + r] = odd_product(m, s.row + r, row);
+            if (s.odd[r]) y[t][s.row + r] = odd_product(m, s.row + r, reinterpret_cast<const std::uint8_t*>(row));
     }
 }
 
@@ -190,8 +195,7 @@ void many(const Matrix& m, index_t begin, index_t end, const std::uint8_t* const
     configure();
     Slab slabs[2];
     slabs[0].move_to(begin, end);
-    const Decoder first(m, slabs[0], 0, work->chunks[0]);
-    for (index_t i = 0; i < kSteps; ++i) first.part(i, table);
+    Decoder(m, slabs[0], 0, work->chunks[0]).decode_all(table);
     index_t ready = 0, turn = 0;
     for (index_t row = begin; row < end; row += kSlab, turn ^= 1) {
         std::memset(totals, 0, blocks * sizeof(Totals));
@@ -200,12 +204,15 @@ void many(const Matrix& m, index_t begin, index_t end, const std::uint8_t* const
         for (index_t k = 0; k < m.columns; k += kChunk, ready ^= 1) {
             const bool more = k + kChunk < m.columns, below = row + kSlab < end;
             if (!more && below) slabs[turn ^ 1].move_to(row + kSlab, end);
-            const Decoder ahead(m, slabs[turn ^ !more], more ? k + kChunk : 0, work->chunks[ready ^ 1]);
+            Decoder ahead(m, slabs[turn ^ !more], more ? k + kChunk : 0, work->chunks[ready ^ 1]);
             const Chunk& now = work->chunks[ready];
             const index_t steps = 2 * ceil_div(std::min(kChunk, m.columns - k), kUnit);
             for (index_t b = 0; b < blocks; ++b, at ^= 1) {
-                multiply_block(now, steps, x[b] + k / kUnit * InputLayout::unit * kTile, table,
-                               b == 0 && (more || below) ? &ahead : nullptr, last.sums ? &last : nullptr, work->sums[at]);
+                const auto between = [&](index_t i) __attribute__((always_inline)) {
+                    if (last.sums) last.part(i);
+                    if (more || below) ahead.decode(b + 1, blocks, table);
+                };
+                multiply_block(now, steps, x[b] + k / kUnit * InputLayout::unit * kTile, work->sums[at], between);
                 const auto* scales = reinterpret_cast<const float*>(x[b] + layout.scales() * kTile);
                 last = {&work->sums[at], scales + k / kChunk * kTile, now.units, totals[b]};
             }
@@ -216,21 +223,25 @@ void many(const Matrix& m, index_t begin, index_t end, const std::uint8_t* const
             const index_t tokens = std::min(kTile, n - b * kTile);
             for (index_t half = 0; half < kSlab; half += kTile)
                 scatter(totals[b][half], kTile, tokens, row + half, std::clamp<index_t>(s.count - half, 0, kTile), y + b * kTile);
-            odd_products(m, s, x[b], tokens, y + b * kTile);
+            if (s.any_odd) [[unlikely]] odd_products(m, s, x[b], tokens, y + b * kTile);
         }
     }
     // Leave no tiles behind: their state would be saved at every switch of tasks.
     _tile_release();
 }
 
+index_t packed_bytes(index_t columns) { return InputLayout(columns).bytes(); }
+
 void multiply(const Matrix& m, index_t begin, index_t end, const std::uint8_t* const* x, float* const* y, index_t n) {
-    if (n > Int16Products::few) return many(m, begin, end, x, y, n);
+    if (n > Int16Products::few) {
+        const index_t group = group_of(n, packed_bytes(m.columns), kTile);
+        for (index_t first = 0; first < n; first += group)
+            many(m, begin, end, x + first / kTile, y + first, std::min(group, n - first));
+    }
     if (n == 1) few<1>(m, begin, end, x, y);
     if (n == 2) few<2>(m, begin, end, x, y);
     if (n == 3) few<3>(m, begin, end, x, y);
 }
-
-index_t packed_bytes(index_t columns) { return InputLayout(columns).bytes(); }
 
 void interleave(const std::uint8_t* const* rows, index_t count, index_t width, index_t columns, std::uint8_t* block) {
     interleave_words(rows, count, width, packed_bytes(columns), block);

@@ -88,7 +88,7 @@ FOURFOLD_INLINE bool add_span(const Span<T>& s, const std::uint8_t* codes, const
     return scales.odd != 0;
 }
 
-// The product of an odd row with a row of x, group by group: as odd_products has it.
+// The product of an odd row with a row of x, group by group.
 float odd_product(const Matrix& m, index_t row, const std::uint8_t* x) {
     const InputLayout layout(m.columns);
     const std::uint8_t *codes = m.weight + row * m.row_bytes(), *scale = m.scale + row * m.scales_per_row();
