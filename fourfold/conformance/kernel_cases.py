@@ -24,7 +24,8 @@ BF16 = 2e-2  # one step of bf16 at the largest values
 FLIPS = 2e-2  # a rounding inside that falls the other way for a few values
 SAME = 0.0  # bits must match
 
-NONE, FP8, INT8, INT8_GROUPS = Rounding.NONE, Rounding.FP8, Rounding.INT8, Rounding.INT8_GROUPS
+NONE, FP8, INT8 = Rounding.NONE, Rounding.FP8, Rounding.INT8
+INT8_GROUPS, INT16_GROUPS = Rounding.INT8_GROUPS, Rounding.INT16_GROUPS
 _MIXING = {"iters": 20, "norm_eps": 1e-6, "eps": 1e-6}
 
 
@@ -93,6 +94,7 @@ def _linear(draw: Draw) -> Iterator[Case]:
             yield Case("linear", f"{label}, fp8 inputs", (*arguments, Rounding.FP8), F32)
             if format == "fp4":
                 yield Case("linear", f"{label}, int8 inputs", (*arguments, INT8_GROUPS), F32)
+                yield Case("linear", f"{label}, int16 inputs", (*arguments, INT16_GROUPS), F32)
     arguments = (draw.normal(5, 256, dtype=torch.bfloat16), *draw.stored("fp8", 128, 256))
     yield Case("linear", "fp8 bf16 input", arguments, BF16)
     for format in ("int8", "int4"):
@@ -119,7 +121,9 @@ def _grouped_linear(draw: Draw) -> Iterator[Case]:
 
 def _experts(draw: Draw) -> Iterator[Case]:
     for format in ("f32", "fp8", "fp4", "int8", "int4"):
-        narrow = {"fp4": (FP8, INT8_GROUPS), "int8": (INT8,), "int4": (INT8,)}.get(format, (FP8,))
+        narrow = {"fp4": (FP8, INT8_GROUPS, INT16_GROUPS), "int8": (INT8,), "int4": (INT8,)}.get(
+            format, (FP8,)
+        )
         packed = ((tokens, rounding) for rounding in narrow for tokens in (1, 19))
         for tokens, rounding in ((1, NONE), (19, NONE), (19, Rounding.BF16), *packed):
             indices = torch.stack([torch.randperm(8, generator=draw.generator)[:3] for _ in range(tokens)])

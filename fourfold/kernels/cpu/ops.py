@@ -332,7 +332,7 @@ def block(
 
 
 def fp4_input() -> Rounding:
-    """INT16_GROUPS where bytes go through matrix units, INT8_GROUPS where there are no products of bfloat16."""
+    """INT16_GROUPS where matrix units take bytes, INT8_GROUPS where nothing multiplies bfloat16."""
     return Rounding(native.fp4_rounding())
 
 
