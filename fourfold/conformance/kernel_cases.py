@@ -121,9 +121,7 @@ def _grouped_linear(draw: Draw) -> Iterator[Case]:
 
 def _experts(draw: Draw) -> Iterator[Case]:
     for format in ("f32", "fp8", "fp4", "int8", "int4"):
-        narrow = {"fp4": (FP8, INT8_GROUPS, INT16_GROUPS), "int8": (INT8,), "int4": (INT8,)}.get(
-            format, (FP8,)
-        )
+        narrow = {"fp4": (FP8, INT8_GROUPS), "int8": (INT8,), "int4": (INT8,)}.get(format, (FP8,))
         packed = ((tokens, rounding) for rounding in narrow for tokens in (1, 19))
         for tokens, rounding in ((1, NONE), (19, NONE), (19, Rounding.BF16), *packed):
             indices = torch.stack([torch.randperm(8, generator=draw.generator)[:3] for _ in range(tokens)])
@@ -132,9 +130,10 @@ def _experts(draw: Draw) -> Iterator[Case]:
             w1, s1 = draw.stored(format, 8, 128, 256)
             w3, s3 = draw.stored(format, 8, 128, 256)
             w2, s2 = draw.stored(format, 8, 256, 128)
-            arguments = (x, indices, weights, w1, s1, w3, s3, w2, s2, 10.0, rounding)
-            label = f"{format} {tokens} tokens, inputs {rounding.name.lower()}"
-            yield Case("experts", label, arguments, F32 if rounding is NONE else FLIPS)
+            given = (x, indices, weights, w1, s1, w3, s3, w2, s2, 10.0)
+            for each in (rounding, INT16_GROUPS) if rounding is INT8_GROUPS else (rounding,):
+                label = f"{format} {tokens} tokens, inputs {each.name.lower()}"
+                yield Case("experts", label, (*given, each), F32 if each is NONE else FLIPS)
         places = torch.tensor([3, -1, 0, 2, -1, 1, 5, 4])
         elsewhere = (x, indices, weights, w1, s1, w3, s3, w2, s2, 10.0, NONE, places)
         yield Case("experts", f"{format} {tokens} tokens, some experts elsewhere", elsewhere, F32)
