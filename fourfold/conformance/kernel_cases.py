@@ -24,7 +24,8 @@ BF16 = 2e-2  # one step of bf16 at the largest values
 FLIPS = 2e-2  # a rounding inside that falls the other way for a few values
 SAME = 0.0  # bits must match
 
-NONE, FP8, INT8, INT8_GROUPS = Rounding.NONE, Rounding.FP8, Rounding.INT8, Rounding.INT8_GROUPS
+NONE, FP8, INT8 = Rounding.NONE, Rounding.FP8, Rounding.INT8
+INT8_GROUPS, INT16_GROUPS = Rounding.INT8_GROUPS, Rounding.INT16_GROUPS
 _MIXING = {"iters": 20, "norm_eps": 1e-6, "eps": 1e-6}
 
 
@@ -93,6 +94,7 @@ def _linear(draw: Draw) -> Iterator[Case]:
             yield Case("linear", f"{label}, fp8 inputs", (*arguments, Rounding.FP8), F32)
             if format == "fp4":
                 yield Case("linear", f"{label}, int8 inputs", (*arguments, INT8_GROUPS), F32)
+                yield Case("linear", f"{label}, int16 inputs", (*arguments, INT16_GROUPS), F32)
     arguments = (draw.normal(5, 256, dtype=torch.bfloat16), *draw.stored("fp8", 128, 256))
     yield Case("linear", "fp8 bf16 input", arguments, BF16)
     for format in ("int8", "int4"):
@@ -128,9 +130,10 @@ def _experts(draw: Draw) -> Iterator[Case]:
             w1, s1 = draw.stored(format, 8, 128, 256)
             w3, s3 = draw.stored(format, 8, 128, 256)
             w2, s2 = draw.stored(format, 8, 256, 128)
-            arguments = (x, indices, weights, w1, s1, w3, s3, w2, s2, 10.0, rounding)
-            label = f"{format} {tokens} tokens, inputs {rounding.name.lower()}"
-            yield Case("experts", label, arguments, F32 if rounding is NONE else FLIPS)
+            given = (x, indices, weights, w1, s1, w3, s3, w2, s2, 10.0)
+            for each in (rounding, INT16_GROUPS) if rounding is INT8_GROUPS else (rounding,):
+                label = f"{format} {tokens} tokens, inputs {each.name.lower()}"
+                yield Case("experts", label, (*given, each), F32 if each is NONE else FLIPS)
         places = torch.tensor([3, -1, 0, 2, -1, 1, 5, 4])
         elsewhere = (x, indices, weights, w1, s1, w3, s3, w2, s2, 10.0, NONE, places)
         yield Case("experts", f"{format} {tokens} tokens, some experts elsewhere", elsewhere, F32)

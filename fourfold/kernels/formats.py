@@ -24,10 +24,14 @@ FP4_GROUP = 32
 """Number of FP4 values along K that share one scale."""
 ACTIVATION_GROUP = 128
 """Number of values of a product's input that share one FP8 scale."""
+INT16_GROUP = 512
+"""Number of values of a product's input that share the scale of their 16 bits."""
 FP8_MAX = 448.0
 FP4_MAX = 6.0
 INT8_MAX, INT4_MAX = 127, 7
 """Largest codes that we write; -128 and -8 are read."""
+INT16_MAX = 32639
+"""127 * 256 + 127: the upper byte of the nearest multiple of 256 is a signed byte."""
 E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Value of the codes 0-7; code + 8 is its negative."""
 
@@ -47,7 +51,7 @@ _MANTISSA, _EXPONENT = 0x007FFFFF, 0x7F800000
 
 class Rounding(Enum):
     """What happens to the input of a product before it: nothing, bfloat16, FP8 in groups of 128, int8 with
-    one scale per token, or int8 in groups of 32.
+    one scale per token, int8 in groups of 32, or 16 bits in groups of 512.
     """
 
     NONE = 0
@@ -55,6 +59,7 @@ class Rounding(Enum):
     FP8 = 2
     INT8 = 3
     INT8_GROUPS = 4
+    INT16_GROUPS = 5
 
 
 def _byte_to_pair_table() -> Tensor:
@@ -181,6 +186,8 @@ def round_input(x: Tensor, rounding: Rounding) -> Tensor:
         return (codes * scale).to(x.dtype)
     if rounding is Rounding.INT8_GROUPS:
         return round_int8_groups(x)
+    if rounding is Rounding.INT16_GROUPS:
+        return round_int16_groups(x)
     return x.to(torch.bfloat16).to(x.dtype) if rounding is Rounding.BF16 else x
 
 
@@ -201,6 +208,19 @@ def round_int8_groups(x: Tensor) -> Tensor:
     largest = grouped.abs().amax(-1, keepdim=True).clamp_min(_INT8_AMAX_FLOOR)
     whole = (grouped * (INT8_MAX / largest) + _WHOLE) - _WHOLE
     return (whole * (largest / INT8_MAX)).flatten(-2)[..., :width].to(x.dtype)
+
+
+def round_int16_groups(x: Tensor) -> Tensor:
+    """x [..., I] as whole numbers of up to 32639 times 2^ceil(log2(amax/32639)) of each 512 values along I;
+    same dtype.
+
+    Two signed bytes hold such a number, 256 times the one plus the other.  A group with an infinity or NaN is
+    NaN.
+    """
+    grouped, width = _in_groups(x, INT16_GROUP)
+    largest = grouped.abs().amax(-1, keepdim=True).clamp_min(_INT8_AMAX_FLOOR)
+    scale = power_of_two_scale(largest, INT16_MAX).where(largest.isfinite(), torch.nan)
+    return ((grouped / scale).round() * scale).flatten(-2)[..., :width].to(x.dtype)
 
 
 def round_to_e4m3(x: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def register(
     """Let `operations` run on tensors of device type `device`; `notes` say what each covers.
 
     plain: what stands for the reference where this device cannot run it as it is.  fp4_input: which of
-    Rounding.BF16 and INT8_GROUPS these operations take fastest beside FP4 weights.
+    Rounding.BF16, INT8_GROUPS and INT16_GROUPS these operations take fastest beside FP4 weights.
     KernelError: an operation that the contract does not have.
     """
     if unknown := sorted(operations.keys() - set(OPERATIONS)):
@@ -162,7 +162,7 @@ def table(device: str) -> dict[str, str]:
 
 
 def fp4_input(device: str) -> Rounding:
-    """How `fast` numerics round inputs of FP4 weights on this device type: BF16, or INT8_GROUPS if faster."""
+    """How `fast` numerics round inputs of FP4 weights on this device type: BF16, or what is faster."""
     discover(device)
     choose = _FP4_INPUTS.get(device)
     return Rounding.BF16 if choose is None else choose()

@@ -22,8 +22,8 @@ class Numerics:
 
     deployed: bf16 between operations, FP8 inputs of packed linears (groups of 128), FP8 non-RoPE dims of the
     KV cache (groups of 64), FP4 index queries and keys.  V4 report 3.4; groups as in the published reference.
-    fast: float32 between operations, bf16 inputs of products (int8 in groups of 32 for FP4 weights, where the
-    chip is faster with them) and a bf16 KV cache.
+    fast: float32 between operations, bf16 inputs of products (for FP4 weights 16 bits in groups of 512 or
+    int8 in groups of 32, where the chip is faster with them) and a bf16 KV cache.
     Both round the inputs of int8 and int4 weights to int8, one scale a token, as Ascend's products do.
     """
 

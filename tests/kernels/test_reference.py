@@ -22,6 +22,7 @@ from fourfold.kernels.formats import (
     round_fp8,
     round_input,
     round_int8_groups,
+    round_int16_groups,
     round_to_e2m1,
     to_int8,
 )
@@ -134,6 +135,26 @@ def test_int8_rounding_is_to_the_nearest_of_255_in_each_group() -> None:
         seen = round_int8_groups(z).isnan()
         assert seen[1, 32:].all()
         assert seen.sum() == 32
+
+
+def test_int16_rounding_is_to_a_power_of_two_in_each_group() -> None:
+    x = draw(3, 700) * torch.logspace(-3, 3, 700)
+    y = round_int16_groups(x)
+    for group in (slice(0, 512), slice(512, 700)):
+        largest = x[:, group].abs().amax(-1, keepdim=True)
+        step = torch.exp2((largest.double() / 32639).log2().ceil()).float()
+        whole = y[:, group] / step
+        assert torch.equal(whole, whole.round())
+        assert whole.abs().max() <= 32639
+        assert ((y - x)[:, group].abs() <= step / 2).all()
+    assert torch.equal(round_int16_groups(y), y)
+    assert torch.equal(round_int16_groups(torch.zeros(1, 32)), torch.zeros(1, 32))
+    for odd in (math.inf, math.nan):
+        z = torch.zeros(2, 1024)
+        z[1, 600] = odd
+        seen = round_int16_groups(z).isnan()
+        assert seen[1, 512:].all()
+        assert seen.sum() == 512
 
 
 # attention

@@ -332,8 +332,8 @@ def block(
 
 
 def fp4_input() -> Rounding:
-    """INT8_GROUPS where the instruction set multiplies bytes and not bfloat16."""
-    return Rounding.INT8_GROUPS if native.prefers_int8() else Rounding.BF16
+    """INT16_GROUPS where matrix units take bytes, INT8_GROUPS where nothing multiplies bfloat16."""
+    return Rounding(native.fp4_rounding())
 
 
 _COVERAGE = "native: without gradients, int8 and int4 weights unpacked first; otherwise reference"

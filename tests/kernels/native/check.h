@@ -41,7 +41,7 @@ inline bool same_bits(const float* a, const float* b, index_t count) {
 
 void check_matrices();
 void check_bf16_inputs();
-void check_int8_inputs();
+void check_integer_inputs();
 void check_vectors();
 
 }  // namespace fourfold

@@ -7,7 +7,7 @@ int main() {
         fourfold::use_isa(isa);
         fourfold::check_matrices();
         fourfold::check_bf16_inputs();
-        fourfold::check_int8_inputs();
+        fourfold::check_integer_inputs();
         fourfold::check_vectors();
     }
     std::printf("%d failed\n", fourfold::g_failures);

@@ -3,14 +3,14 @@
 
 #include <algorithm>
 
+#include "amx_tiles.h"
 #include "bf16_decode.h"
 
 namespace fourfold {
 namespace {
 
-constexpr index_t kTile = 16;   // rows, pairs, tokens
 constexpr index_t kSlab = 32;   // matrix rows worked on at once: two tiles of sums for each block of tokens
-constexpr index_t kDepth = 512; // columns decoded ahead of many tokens: 32 KiB, the first-level cache
+constexpr index_t kSpan = 512;  // columns whose scales are looked at together
 
 // Weights decoded for one unit: [step][half of the slab][row][column].
 using Tiles = bf16_t[kUnitSteps][kSlab / kTile][kTile][kStep];
@@ -25,7 +25,7 @@ struct Slab {
     index_t row, count;  // first row, rows that exist
     bool odd[kSlab];     // rows with NaNs or scales beyond bfloat16: another kernel computes those
     bool any_odd;
-    alignas(64) std::uint16_t fp4_bias[kSlab][kDepth / kFp4Group];  // what to take off the table's entries
+    alignas(64) std::uint16_t fp4_bias[kSlab][kSpan / kFp4Group];  // what to take off the table's entries
 
     Slab(const Matrix& m, index_t row, index_t end) : matrix(m), end(end) { move_to(row); }
 
@@ -56,9 +56,9 @@ struct Place {
     }
 };
 
-// The slab's scales for columns from k on, at most kDepth of them.
+// The slab's scales for columns from k on, at most kSpan of them.
 void prepare_fp4(Slab& s, index_t k) {
-    constexpr index_t most = kDepth / kFp4Group;
+    constexpr index_t most = kSpan / kFp4Group;
     const index_t groups = std::min(most, (s.matrix.columns - k) / kFp4Group), per_row = s.matrix.scales_per_row();
     const __mmask16 inside = __mmask16((1u << groups) - 1);
     const __m128i middle = _mm_set1_epi8(127);
@@ -87,15 +87,15 @@ struct Fp4Unit {
     __m512i table, spread;
 
     FOURFOLD_INLINE Fp4Unit(Slab& s, index_t k)
-        : place(s, k / 2, 128), bias(&s.fp4_bias[0][k % kDepth / (2 * kUnit) * 8]), table(fp4_table()),
+        : place(s, k / 2, 128), bias(&s.fp4_bias[0][k % kSpan / (2 * kUnit) * 8]), table(fp4_table()),
           spread(fp4_spread(k)) {
-        if (k % kDepth == 0) prepare_fp4(s, k);
+        if (k % kSpan == 0) prepare_fp4(s, k);
     }
 
     template <bool whole>
     FOURFOLD_INLINE void row(Slab&, index_t r, const std::uint8_t* p, bf16_t* out) const {
         const __m512i words = line<whole>(p, place.width);
-        const auto* groups = reinterpret_cast<const __m128i*>(bias + r * (kDepth / kFp4Group));
+        const auto* groups = reinterpret_cast<const __m128i*>(bias + r * (kSpan / kFp4Group));
         const __m512i scales = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128(groups)), spread);
         const auto value = [&](__m512i codes) {
             return _mm512_subs_epu16(_mm512_permutexvar_epi16(codes, table), scales);

@@ -24,11 +24,12 @@ struct Isa {
 };
 
 #ifdef FOURFOLD_AMX
-// AMX with bf16, which Linux lets a process use that asks for it.
+// AMX with bf16 and int8, which Linux lets a process use that asks for it, and the byte permutations beside it.
 bool have_matrix_units() {
     unsigned a, b, c, d = 0;
-    constexpr unsigned bf16_bit = 1u << 22, tile_bit = 1u << 24;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & bf16_bit) || !(d & tile_bit)) return false;
+    constexpr unsigned bf16_bit = 1u << 22, tile_bit = 1u << 24, int8_bit = 1u << 25, all = bf16_bit | tile_bit | int8_bit;
+    if (!__builtin_cpu_supports("avx512vbmi")) return false;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & all) != all) return false;
     constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
     return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }

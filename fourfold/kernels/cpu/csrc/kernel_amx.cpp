@@ -12,15 +12,6 @@ namespace {
 
 constexpr index_t kFew = 2 * kTile;  // tokens whose sums all fit into the tiles
 
-// The tile instructions do not tell the compiler what memory they read.
-FOURFOLD_INLINE void memory_is_written() { __asm__ volatile("" ::: "memory"); }
-
-struct alignas(64) TileConfig {
-    std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    std::uint16_t row_bytes[16] = {};
-    std::uint8_t rows[16] = {};
-};
-
 // Tokens in the two blocks that are worked on at once.
 struct Widths {
     index_t left, right;
@@ -87,44 +78,6 @@ FOURFOLD_INLINE void store_sums(Sums& sums, const Widths& widths) {
     }
 }
 
-// 16 rows of 16 words of 32 bits, turned: out[j] has word j of every row.
-void transpose(const __m512i (&in)[16], __m512i (&out)[16]) {
-    __m512i a[16], b[16];
-    for (int i = 0; i < 16; i += 2) {
-        a[i] = _mm512_unpacklo_epi32(in[i], in[i + 1]);
-        a[i + 1] = _mm512_unpackhi_epi32(in[i], in[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
-        b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
-        b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
-        b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
-    }
-    // b[4i + j]: words j, j + 4, j + 8, j + 12 of rows 4i .. 4i + 3, a quarter each.
-    for (int j = 0; j < 4; ++j) {
-        const __m512i low = _mm512_shuffle_i32x4(b[j], b[4 + j], 0x88), high = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0x88);
-        const __m512i low2 = _mm512_shuffle_i32x4(b[j], b[4 + j], 0xdd), high2 = _mm512_shuffle_i32x4(b[8 + j], b[12 + j], 0xdd);
-        out[j] = _mm512_shuffle_i32x4(low, high, 0x88);
-        out[8 + j] = _mm512_shuffle_i32x4(low, high, 0xdd);
-        out[4 + j] = _mm512_shuffle_i32x4(low2, high2, 0x88);
-        out[12 + j] = _mm512_shuffle_i32x4(low2, high2, 0xdd);
-    }
-}
-
-// sums [16 rows][width] -> y[token][row] for the tokens and rows that exist.
-void scatter(const float* sums, index_t width, index_t tokens, index_t row, index_t count, float* const* y) {
-    if (width == kTile && tokens > 1) {
-        const __mmask16 inside = __mmask16((1u << count) - 1);
-        __m512i in[kTile], out[kTile];
-        for (index_t r = 0; r < kTile; ++r) in[r] = _mm512_loadu_si512(sums + r * kTile);
-        transpose(in, out);
-        for (index_t t = 0; t < tokens; ++t) _mm512_mask_storeu_epi32(y[t] + row, inside, out[t]);
-        return;
-    }
-    for (index_t t = 0; t < tokens; ++t)
-        for (index_t r = 0; r < count; ++r) y[t][row + r] = sums[r * width + t];
-}
-
 // The slab's sums for the tokens of two blocks.
 void scatter_pair(const Slab& s, const Sums& sums, const Widths& widths, index_t tokens, float* const* y) {
     for (int half = 0; half < 2; ++half) {
@@ -168,35 +121,55 @@ void decode_unit(Slab& s, index_t k, Tiles& tiles) {
     for (index_t i = 0; i < kUnitSteps; ++i) decode_quarter(s, unit, i, tiles);
 }
 
-// Many tokens: a slab's next 512 columns are decoded into the first-level cache, then meet all blocks of tokens.
+// Many tokens: a slab's next 256 columns are decoded into the first-level cache, then meet all blocks of tokens; between
+// the steps the columns behind them are decoded.
+constexpr index_t kDepth = 256, kDepthUnits = kDepth / kUnit;
 constexpr index_t kMostPairs = 32;  // of blocks of tokens
+using Deep = Tiles[kDepthUnits];
 struct Work {
-    alignas(64) Tiles tiles[kDepth / kUnit];
+    alignas(64) Deep tiles[2];
     alignas(64) Sums sums[kMostPairs];
 };
 
-template <int blocks>
-FOURFOLD_INLINE void deep(const Tiles* tiles, index_t steps, const bf16_t* const* x, index_t k, Sums& sums) {
+// Units of a slab from column k on, decoded a quarter at a time.
+template <class Unit>
+class Ahead {
+public:
+    Ahead(Slab& s, index_t k, Deep& to)
+        : slab_(s), units_{Unit(s, k), Unit(s, std::min(k + kUnit, (s.matrix.columns - 1) / kUnit * kUnit))}, to_(to),
+          quarters_(std::min(kDepthUnits, ceil_div(s.matrix.columns - k, kUnit)) * kUnitSteps) {}
+
+    // One quarter, if fewer than this share of all are done.
+    FOURFOLD_INLINE void decode(index_t part, index_t of) {
+        if (done_ * of >= quarters_ * part) return;
+        const index_t unit = done_ / kUnitSteps;
+        decode_quarter(slab_, units_[unit], done_ % kUnitSteps, to_[unit]);
+        ++done_;
+    }
+    void decode_all() {
+        while (done_ < quarters_) decode(1, 1);
+    }
+
+private:
+    Slab& slab_;
+    const Unit units_[kDepthUnits];
+    Deep& to_;
+    index_t quarters_, done_ = 0;
+};
+
+template <int blocks, class Between>
+FOURFOLD_INLINE void deep(const Deep& tiles, index_t steps, const bf16_t* const* x, index_t k, Sums& sums,
+                          Between&& between) {
     constexpr Widths full{kTile, kTile};
     if (k)
         load_sums<blocks>(sums, full);
     else
         zero_sums<blocks>();
-    for (index_t i = 0; i < steps; ++i) step<blocks>(tiles[i / kUnitSteps][i % kUnitSteps], x, full, k + i * kStep);
-    store_sums<blocks>(sums, full);
-}
-
-template <class Unit>
-void many(Slab& s, Work& work, const bf16_t* const* x, index_t n, float* const* y) {
-    const index_t blocks = ceil_div(n, kTile), pairs = blocks / 2;
-    for (index_t k = 0; k < s.matrix.columns; k += kDepth) {
-        const index_t depth = std::min(kDepth, s.matrix.columns - k), steps = ceil_div(depth, kUnit) * kUnitSteps;
-        for (index_t i = 0; i < depth; i += kUnit) decode_unit<Unit>(s, k + i, work.tiles[i / kUnit]);
-        for (index_t p = 0; p < pairs; ++p) deep<2>(work.tiles, steps, x + 2 * p, k, work.sums[p]);
-        if (blocks % 2) deep<1>(work.tiles, steps, x + 2 * pairs, k, work.sums[pairs]);
+    for (index_t i = 0; i < steps; ++i) {
+        step<blocks>(tiles[i / kUnitSteps][i % kUnitSteps], x, full, k + i * kStep);
+        between();
     }
-    for (index_t t = 0; t < n; t += kSlab)
-        scatter_pair(s, work.sums[t / kSlab], {kTile, kTile}, std::min(kSlab, n - t), y + t);
+    store_sums<blocks>(sums, full);
 }
 
 // Rows that the tiles cannot represent, one product after the other in float32.
@@ -232,24 +205,50 @@ void slabs_of_few(const Matrix& m, index_t begin, index_t end, const bf16_t* con
     }
 }
 
-// Tokens whose inputs stay in the second-level cache while the matrix passes by.
-index_t group_of(const Matrix& m) {
-    constexpr index_t cache = 1 << 20;
-    const index_t fit = cache / (2 * Bf16Products::width(m.columns)) / kSlab * kSlab;
-    return std::clamp<index_t>(fit, 2 * kSlab, kMostPairs * kSlab);
+// The slab's columns from k on times all blocks; `ahead`: what is decoded meanwhile, if anything.
+template <class Unit>
+void meet_all(const Slab& s, index_t k, const Deep& tiles, const bf16_t* const* x, index_t blocks, Sums* sums,
+              Ahead<Unit>* ahead) {
+    const index_t pairs = ceil_div(blocks, 2);
+    const index_t steps = ceil_div(std::min(kDepth, s.matrix.columns - k), kUnit) * kUnitSteps;
+    for (index_t p = 0; p < pairs; ++p) {
+        const auto between = [&]() __attribute__((always_inline)) {
+            if (ahead) ahead->decode(p + 1, pairs);
+        };
+        if (2 * p + 1 < blocks)
+            deep<2>(tiles, steps, x + 2 * p, k, sums[p], between);
+        else
+            deep<1>(tiles, steps, x + 2 * p, k, sums[p], between);
+    }
+    if (ahead) ahead->decode_all();
 }
 
 template <class Unit>
 void slabs_of_many(const Matrix& m, index_t begin, index_t end, const bf16_t* const* x, float* const* y, index_t n) {
     static thread_local Work* work = new Work;
     configure({kTile, kTile});
-    const index_t group = group_of(m);
+    const index_t group = std::min(group_of(n, 2 * Bf16Products::width(m.columns), kSlab), kMostPairs * kSlab);
     for (index_t first = 0; first < n; first += group) {
-        const index_t count = std::min(group, n - first);
-        for (index_t row = begin; row < end; row += kSlab) {
-            Slab s(m, row, end);
-            many<Unit>(s, *work, x + first / kTile, count, y + first);
-            odd_rows(s, x + first / kTile, {kTile, kTile}, count, y + first);
+        const index_t count = std::min(group, n - first), blocks = ceil_div(count, kTile);
+        const bf16_t* const* at = x + first / kTile;
+        Slab slabs[2] = {{m, begin, end}, {m, begin, end}};
+        Ahead<Unit>(slabs[0], 0, work->tiles[0]).decode_all();
+        index_t ready = 0, turn = 0;
+        for (index_t row = begin; row < end; row += kSlab, turn ^= 1) {
+            Slab &s = slabs[turn], &below = slabs[turn ^ 1];
+            for (index_t k = 0; k < m.columns; k += kDepth, ready ^= 1) {
+                const bool more = k + kDepth < m.columns;
+                if (!more && row + kSlab >= end) {
+                    meet_all<Unit>(s, k, work->tiles[ready], at, blocks, work->sums, nullptr);
+                    continue;
+                }
+                if (!more) below.move_to(row + kSlab);
+                Ahead<Unit> ahead(more ? s : below, more ? k + kDepth : 0, work->tiles[ready ^ 1]);
+                meet_all<Unit>(s, k, work->tiles[ready], at, blocks, work->sums, &ahead);
+            }
+            for (index_t t = 0; t < count; t += kSlab)
+                scatter_pair(s, work->sums[t / kSlab], {kTile, kTile}, std::min(kSlab, count - t), y + first + t);
+            odd_rows(s, at, {kTile, kTile}, count, y + first);
         }
     }
 }
@@ -276,15 +275,7 @@ void multiply(const Matrix& m, index_t begin, index_t end, const bf16_t* const* 
 }
 
 void interleave(const bf16_t* const* rows, index_t count, index_t width, index_t columns, bf16_t* block) {
-    const index_t whole = Bf16Products::width(columns);
-    for (index_t k = 0; k < whole; k += kStep) {
-        __m512i in[16], out[16];
-        for (index_t t = 0; t < kTile; ++t)
-            in[t] = t < count ? _mm512_loadu_si512(rows[t] + k) : _mm512_setzero_si512();
-        transpose(in, out);
-        const __mmask16 inside = __mmask16((1u << width) - 1);
-        for (index_t p = 0; p < kTile; ++p) _mm512_mask_storeu_epi32(block + (k / 2 + p) * width * 2, inside, out[p]);
-    }
+    interleave_words(rows, count, width, Bf16Products::width(columns), block);
 }
 
 }  // namespace

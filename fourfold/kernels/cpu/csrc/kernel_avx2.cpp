@@ -63,6 +63,6 @@ struct Avx2 {
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2", pack<Avx2>, rows<Avx2>, to_bf16, round_fp8, swiglu, nullptr, &kAvx2Int8};
+const Kernels kAvx2Kernels = {"avx2", pack<Avx2>, rows<Avx2>, to_bf16, round_fp8, swiglu, nullptr, &kAvx2Int8, nullptr};
 
 }  // namespace fourfold

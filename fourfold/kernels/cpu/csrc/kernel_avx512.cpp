@@ -70,8 +70,9 @@ struct Avx512 {
 
 namespace {
 
-constexpr Kernels with(const char* name, const Bf16Products* bf16, const Int8Products* int8) {
-    return {name, pack<Avx512>, rows<Avx512>, to_bf16, round_fp8, swiglu, bf16, int8};
+constexpr Kernels with(const char* name, const Bf16Products* bf16, const Int8Products* int8,
+                       const Int16Products* int16 = nullptr) {
+    return {name, pack<Avx512>, rows<Avx512>, to_bf16, round_fp8, swiglu, bf16, int8, int16};
 }
 
 }  // namespace
@@ -84,7 +85,7 @@ const Kernels kAvx512VnniKernels = with("avx512vnni", nullptr, &kAvx512Int8);
 const Kernels kAvx512Bf16Kernels = with("avx512bf16", &kAvx512Bf16Products, &kAvx512Int8);
 #endif
 #ifdef FOURFOLD_AMX
-const Kernels kAmxKernels = with("amx", &kAmxProducts, &kAvx512Int8);
+const Kernels kAmxKernels = with("amx", &kAmxProducts, &kAvx512Int8, &kAmxInt16);
 #endif
 
 }  // namespace fourfold

@@ -163,7 +163,7 @@ struct Tile {
 
 // Tile t of n rows of x in their blocks.
 Tile tile_of(const bf16_t* const* blocks, index_t n, index_t t, index_t width, float* const* y) {
-    const index_t first = t * kTile, block = first / Bf16Products::block, at = first % Bf16Products::block;
+    const index_t first = t * kTile, block = first / Bf16Products::most, at = first % Bf16Products::most;
     const index_t tokens = std::min<index_t>(kTile, Bf16Products::block_width(n, block) - at);
     return {blocks[block] + at * width, tokens, std::min<index_t>(tokens, n - first), y + first};
 }

@@ -74,9 +74,9 @@ struct Neon {
 
 }  // namespace
 
-const Kernels kNeonKernels = {"neon", pack<Neon>, rows<Neon>, to_bf16, round_fp8, swiglu, nullptr, nullptr};
+const Kernels kNeonKernels = {"neon", pack<Neon>, rows<Neon>, to_bf16, round_fp8, swiglu, nullptr, nullptr, nullptr};
 #ifdef FOURFOLD_NEONDOT
-const Kernels kNeonDotKernels = {"neondot", pack<Neon>, rows<Neon>, to_bf16, round_fp8, swiglu, nullptr, &kNeonInt8};
+const Kernels kNeonDotKernels = {"neondot", pack<Neon>, rows<Neon>, to_bf16, round_fp8, swiglu, nullptr, &kNeonInt8, nullptr};
 #endif
 
 }  // namespace fourfold

@@ -93,6 +93,6 @@ struct Scalar {
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", pack<Scalar>, rows<Scalar>, to_bf16, round_fp8, swiglu, nullptr, nullptr};
+const Kernels kScalarKernels = {"scalar", pack<Scalar>, rows<Scalar>, to_bf16, round_fp8, swiglu, nullptr, nullptr, nullptr};
 
 }  // namespace fourfold

@@ -58,9 +58,10 @@ struct Bf16Products {
     static bool covers(const Matrix& m) { return m.format != Format::F32 && !m.float_scale; }
     // x [columns] -> [width], in the order in which this format's columns are met.
     void (*arrange)(Format format, const bf16_t* x, index_t columns, bf16_t* out);
-    static constexpr index_t block = 16;  // rows of x that lie together
+    static constexpr index_t most = 16;  // rows of x that lie together
+    static index_t block_height(index_t) { return most; }
     // Width of block b of n rows of x: the rows it has, or all 16 where there are many.
-    static index_t block_width(index_t n, index_t b) { return n > 2 * block ? block : n - b * block < block ? n - b * block : block; }
+    static index_t block_width(index_t n, index_t b) { return n > 2 * most || n - b * most > most ? most : n - b * most; }
     // rows [count][width] -> one block [block_width x width] in the kernel's own order, zeros beyond count.  Of width 1
     // it is a copy.
     void (*interleave)(const bf16_t* const* rows, index_t count, index_t block_width, index_t columns, bf16_t* block);
@@ -78,6 +79,25 @@ struct Int8Products {
     void (*pack)(const float* x, index_t columns, std::uint8_t* packed);
     // y[i][o] = dot(matrix row o, x[i]) for begin <= o < end and i < n; each in one order of sums.
     void (*rows)(const Matrix& matrix, index_t begin, index_t end, const std::uint8_t* const* x, float* const* y,
+                 index_t n);
+};
+
+// Products of FP4 with inputs rounded to 16 bits in groups of 512 (formats.round_int16_groups), summed exactly within a
+// group.
+struct Int16Products {
+    static bool covers(const Matrix& m) { return m.format == Format::Fp4; }
+    static constexpr index_t few = 3;  // rows of x at most that meet the matrix as they are prepared, each its own block
+    static constexpr index_t most = 16;
+    static index_t block_height(index_t n) { return n > few ? most : 1; }
+    static index_t block_width(index_t n, index_t) { return block_height(n); }
+    // Bytes of a prepared row of x.
+    index_t (*packed_bytes)(index_t columns);
+    void (*pack)(const float* x, index_t columns, std::uint8_t* packed);
+    // rows [count] -> one block of 16 in the kernel's own order, zeros beyond count.
+    void (*interleave)(const std::uint8_t* const* rows, index_t count, index_t width, index_t columns,
+                       std::uint8_t* block);
+    // y[i][o] = dot(matrix row o, x[i]) for begin <= o < end and i < n; x in blocks; each in one order of sums.
+    void (*rows)(const Matrix& matrix, index_t begin, index_t end, const std::uint8_t* const* blocks, float* const* y,
                  index_t n);
 };
 
@@ -99,6 +119,8 @@ struct Kernels {
     const Bf16Products* bf16;
     // Null where there are no dot products of bytes.
     const Int8Products* int8;
+    // Null where there are no matrix units for bytes.
+    const Int16Products* int16;
 };
 
 extern const Kernels kScalarKernels;
@@ -117,6 +139,7 @@ extern const Bf16Products kAvx512Bf16Products;
 #ifdef FOURFOLD_AMX
 extern const Kernels kAmxKernels;  // the same with matrix units
 extern const Bf16Products kAmxProducts;
+extern const Int16Products kAmxInt16;
 #endif
 #endif
 #ifdef FOURFOLD_ARM

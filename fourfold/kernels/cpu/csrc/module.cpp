@@ -106,7 +106,7 @@ NB_MODULE(_native, m) {
     m.def("supported_isas", &supported_isas);
     m.def("isa", &isa);
     m.def("use_isa", &use_isa, nb::arg("name"));
-    m.def("prefers_int8", [] { return kernels().int8 && !kernels().bf16; });
+    m.def("fp4_rounding", [] { return int(fp4_rounding()); });
     m.def("threads", [] { return ThreadPool::instance().threads(); });
     m.def("set_threads", [](int n) { ThreadPool::instance().set_threads(n); }, nb::arg("threads"));
     using nb::arg;

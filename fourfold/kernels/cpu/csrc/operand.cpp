@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "int16_rounding.h"
 #include "int8_rounding.h"
 #include "thread_pool.h"
 
@@ -27,10 +28,12 @@ void widen(const bf16_t* x, index_t count, float* out) {
     }
 }
 
-void round_int8(const float* x, index_t count, index_t group, float* out) {
+// round(x, count, whole) -> scale of each group.
+template <class Round>
+void round_groups(const float* x, index_t count, index_t group, Round&& round, float* out) {
     for (index_t i = 0; i < count; i += group) {
         const index_t n = std::min(group, count - i);
-        const float scale = round_int8_group(x + i, n, out + i);
+        const float scale = round(x + i, n, out + i);
         for (index_t j = i; j < i + n; ++j) out[j] *= scale;
     }
 }
@@ -44,7 +47,11 @@ const float* rounded_row(const Activations& x, index_t i, Rounding rounding, flo
         return memory;
     }
     if (rounding == Rounding::Int8 || rounding == Rounding::Int8Groups) {
-        round_int8(row, x.columns, rounding == Rounding::Int8 ? x.columns : kInt8Group, memory);
+        round_groups(row, x.columns, rounding == Rounding::Int8 ? x.columns : kInt8Group, round_int8_group, memory);
+        return memory;
+    }
+    if (rounding == Rounding::Int16Groups) {
+        round_groups(row, x.columns, kInt16Group, round_int16_group, memory);
         return memory;
     }
     return row;
@@ -61,6 +68,45 @@ void list_rows(std::vector<Operand::Selection>& selections, const T* rows, index
     }
 }
 
+// The same in blocks as P wants them.
+template <class P, class T>
+void list_blocks(std::vector<Operand::Selection>& selections, const T* rows, index_t stride, index_t columns,
+                 void (*interleave)(const T* const*, index_t, index_t, index_t, T*), Scratch& memory,
+                 std::vector<const T*>& blocks) {
+    struct Job {
+        const Operand::Selection* selection;
+        index_t block, offset;
+    };
+    thread_local std::vector<Job> kept_jobs;
+    std::vector<Job>& jobs = kept_jobs;
+    jobs.clear();
+    blocks.clear();
+    index_t used = 0;
+    for (Operand::Selection& s : selections) {
+        s.first_block = index_t(blocks.size());
+        const index_t height = P::block_height(s.count);
+        for (index_t b = 0; b * height < s.count; ++b) {
+            const index_t width = P::block_width(s.count, b);
+            // One row alone lies as the kernel wants it.
+            blocks.push_back(width == 1 ? rows + (s.rows ? s.rows[b * height] : b * height) * stride : nullptr);
+            if (width == 1) continue;
+            jobs.push_back({&s, b, used});
+            used += width * stride;
+        }
+    }
+    T* laid_out = memory.get<T>(used);
+    share_values(index_t(jobs.size()), P::most * columns, [&](index_t begin, index_t end) {
+        for (index_t j = begin; j < end; ++j) {
+            const Operand::Selection& s = *jobs[j].selection;
+            const index_t first = jobs[j].block * P::most, count = std::min(P::most, s.count - first);
+            const T* block[P::most];
+            for (index_t i = 0; i < count; ++i) block[i] = rows + (s.rows ? s.rows[first + i] : first + i) * stride;
+            interleave(block, count, P::block_width(s.count, jobs[j].block), columns, laid_out + jobs[j].offset);
+        }
+    });
+    for (const Job& job : jobs) blocks[job.selection->first_block + job.block] = laid_out + job.offset;
+}
+
 }  // namespace
 
 void Operand::prepare(const Activations& x, Rounding rounding, Format format, Products products) {
@@ -72,7 +118,9 @@ void Operand::prepare(const Activations& x, Rounding rounding, Format format, Pr
         case Products::Bf16:
             return prepare_bf16(x, rounding, format);
         case Products::Int8:
-            return prepare_int8(x);
+            return prepare_bytes(x, kernels().int8->packed_bytes, kernels().int8->pack);
+        case Products::Int16:
+            return prepare_bytes(x, kernels().int16->packed_bytes, kernels().int16->pack);
     }
 }
 
@@ -117,15 +165,16 @@ void Operand::prepare_f32(const Activations& x, Rounding rounding, Format format
     });
 }
 
-void Operand::prepare_int8(const Activations& x) {
-    int8_stride_ = kernels().int8->packed_bytes(x.columns);
-    std::uint8_t* rows = rows_memory_.get<std::uint8_t>(x.count * int8_stride_);
-    int8_rows_ = rows;
+void Operand::prepare_bytes(const Activations& x, index_t (*packed_bytes)(index_t),
+                            void (*pack)(const float*, index_t, std::uint8_t*)) {
+    byte_stride_ = packed_bytes(x.columns);
+    std::uint8_t* rows = rows_memory_.get<std::uint8_t>(x.count * byte_stride_);
+    byte_rows_ = rows;
     share_values(x.count, x.columns, [&](index_t begin, index_t end) {
         thread_local Scratch scratch;
         float* memory = scratch.get<float>(x.columns);
         for (index_t i = begin; i < end; ++i)
-            kernels().int8->pack(rounded_row(x, i, Rounding::None, memory), x.columns, rows + i * int8_stride_);
+            pack(rounded_row(x, i, Rounding::None, memory), x.columns, rows + i * byte_stride_);
     });
 }
 
@@ -134,47 +183,14 @@ void Operand::gather(std::vector<Selection>& selections) {
         case Products::F32:
             return list_rows(selections, f32_rows_, f32_stride_, f32_pointers_);
         case Products::Bf16:
-            return gather_blocks(selections);
+            return list_blocks<Bf16Products>(selections, bf16_rows_, bf16_stride_, columns_, kernels().bf16->interleave,
+                                             block_memory_, blocks_);
         case Products::Int8:
-            return list_rows(selections, int8_rows_, int8_stride_, int8_pointers_);
+            return list_rows(selections, byte_rows_, byte_stride_, byte_pointers_);
+        case Products::Int16:
+            return list_blocks<Int16Products>(selections, byte_rows_, byte_stride_, columns_,
+                                              kernels().int16->interleave, block_memory_, byte_pointers_);
     }
-}
-
-void Operand::gather_blocks(std::vector<Selection>& selections) {
-    constexpr index_t most = Bf16Products::block;
-    struct Job {
-        const Selection* selection;
-        index_t block, offset;
-    };
-    thread_local std::vector<Job> kept_jobs;
-    std::vector<Job>& jobs = kept_jobs;
-    jobs.clear();
-    blocks_.clear();
-    const index_t width = Bf16Products::width(columns_);
-    index_t used = 0;
-    for (Selection& s : selections) {
-        s.first_block = index_t(blocks_.size());
-        for (index_t b = 0; b * most < s.count; ++b) {
-            const index_t block_width = Bf16Products::block_width(s.count, b);
-            // One row alone lies as the kernel wants it.
-            blocks_.push_back(block_width == 1 ? row_bf16(s.rows ? s.rows[b * most] : b * most) : nullptr);
-            if (block_width == 1) continue;
-            jobs.push_back({&s, b, used});
-            used += block_width * width;
-        }
-    }
-    bf16_t* memory = block_memory_.get<bf16_t>(used);
-    share_values(index_t(jobs.size()), most * columns_, [&](index_t begin, index_t end) {
-        for (index_t j = begin; j < end; ++j) {
-            const Selection& s = *jobs[j].selection;
-            const index_t first = jobs[j].block * most, count = std::min(most, s.count - first);
-            const bf16_t* rows[most];
-            for (index_t i = 0; i < count; ++i) rows[i] = row_bf16(s.rows ? s.rows[first + i] : first + i);
-            kernels().bf16->interleave(rows, count, Bf16Products::block_width(s.count, jobs[j].block), columns_,
-                                       memory + jobs[j].offset);
-        }
-    });
-    for (const Job& job : jobs) blocks_[job.selection->first_block + job.block] = memory + job.offset;
 }
 
 void Operand::multiply(const Matrix& matrix, index_t begin, index_t end, const Selection& s, float* const* y) const {
@@ -184,7 +200,9 @@ void Operand::multiply(const Matrix& matrix, index_t begin, index_t end, const S
         case Products::Bf16:
             return kernels().bf16->rows(matrix, begin, end, blocks_.data() + s.first_block, y, s.count);
         case Products::Int8:
-            return kernels().int8->rows(matrix, begin, end, int8_pointers_.data() + s.first_block, y, s.count);
+            return kernels().int8->rows(matrix, begin, end, byte_pointers_.data() + s.first_block, y, s.count);
+        case Products::Int16:
+            return kernels().int16->rows(matrix, begin, end, byte_pointers_.data() + s.first_block, y, s.count);
     }
 }
 

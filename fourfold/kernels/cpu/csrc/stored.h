@@ -44,7 +44,7 @@ inline Activations rows_of(const Argument& x) {
 }
 
 inline Rounding rounding_of(int number) {
-    if (number < 0 || number > 4) throw nb::value_error("rounding is not 0, 1, 2, 3 or 4");
+    if (number < 0 || number > 5) throw nb::value_error("rounding is not 0, 1, 2, 3, 4 or 5");
     return Rounding(number);
 }
 
