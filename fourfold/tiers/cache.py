@@ -61,6 +61,7 @@ class ExpertCache:
             if read is not None and read.rank > 0 and self.queue.drop(read):
                 self._release(expert)
                 self._ahead.discard(expert)
+                self.wasted += read.begun > 0
 
     def wish(self, experts: list[int]) -> None:
         """This forward will use these, or is believed to: they are not evicted."""

@@ -72,8 +72,9 @@ def test_bits_equal_the_resident_models(tiered, tiny_folder, ids, wanted, share,
     assert stats.prefetched > 0 and (stats.hits > 0 or share == 10)
     assert stats.slots == EXPERTS * share // 100 and stats.experts == EXPERTS
     if share == 100:
-        assert stats.bytes_read <= EXPERTS * table_of(tiny_folder).expert_bytes
-        assert stats.prefetch_wasted == 0
+        # Nothing is evicted, and only wrong guesses that were given up halfway are read again.
+        most = EXPERTS + stats.prefetch_wasted
+        assert stats.bytes_read <= most * table_of(tiny_folder).expert_bytes
 
 
 def test_bits_equal_from_the_copy(tiered, tiny_folder, ids, wanted, tmp_path):
