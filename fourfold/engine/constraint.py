@@ -39,7 +39,7 @@ class Constraint:
 
     @classmethod
     def regex(cls, pattern: str) -> Constraint:
-        """The whole answer matches `pattern`: syntax of Rust's regex, \\d of ASCII, no look-around."""
+        """The whole answer matches `pattern`: the Rust regex crate's syntax, \\d of ASCII, no look-around."""
         if not isinstance(pattern, str):
             raise RequestError(f"the regular expression is {_shown(pattern)}; allowed: a text")
         return cls("regex", _written("the regular expression", pattern))

@@ -7,6 +7,7 @@ the work of a step (llguidance's limits), how many compiled grammars are kept.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -72,9 +73,8 @@ class Grammars:
                 raise Stuck(matcher.get_error())
             return matcher, allowed(matcher, self._vocab_size)
         except Stuck as stuck:
-            reason = " ".join(str(stuck).split("\n")[0].split())[:300]
             raise RequestError(
-                f"the constraint ({constraint.kind}) cannot be compiled: {reason}; simplify it"
+                f"the constraint ({constraint.kind}) cannot be compiled: {_reason(str(stuck))}; simplify it"
             ) from None
 
     def _lark(self, constraint: Constraint) -> str:
@@ -96,6 +96,14 @@ class Grammars:
         end = self._tokenizer.token_id(_THINK_END)
         free = f"/(.|\\n)*/ & ~/(.|\\n)*{literal(_THINK_END)[1:-1]}(.|\\n)*/"
         return f"start: REASONING <[{end}]> answer\nREASONING: {free}\n" + rules
+
+
+def _reason(message: str) -> str:
+    """What is wrong, without the excerpts of the grammar around it."""
+    lines = message.split("\n")
+    said = next((line for line in lines if line.startswith("error: ")), lines[0])
+    said = re.sub(r"^at \d+\(\d+\): |^error: ", "", said).strip()
+    return said if len(said) <= 200 else "…" + said[-200:]
 
 
 def _without_anchors(pattern: str) -> str:
