@@ -38,6 +38,7 @@ def chat(
     top_p: options.TopP = None,
     top_k: options.TopK = None,
     min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
     seed: options.Seed = None,
     draft: options.Draft = "none",
     device: options.Device = "cpu",
@@ -67,7 +68,14 @@ def chat(
         ram=ram,
         expert_copy=expert_copy,
     )
-    sampling = opened.sampler(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
+    sampling = opened.sampler(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
     session = Session(opened.model, draft=draft, cache_dir=cache_dir, cache_size=cache_size)
     talk = Conversation(opened, session, beginning, {"max_tokens": max_tokens, **sampling}, stats)
     if sys.stdin is None or not sys.stdin.isatty():

@@ -9,6 +9,7 @@ import typer
 
 from fourfold.cli import DONE, INTERRUPTED, console, options
 from fourfold.cli.answer import Spoken, messages_of, speak, speed_line
+from fourfold.cli.constraint import constraint_of
 from fourfold.cli.model import Opened, model_name, open_model, tiers_line
 from fourfold.engine.config import CACHE_SIZE
 from fourfold.engine.generate import GenerateOptions, Generation
@@ -37,8 +38,11 @@ def generate(
     top_p: options.TopP = None,
     top_k: options.TopK = None,
     min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
+    json_schema: options.JsonSchema = None,
+    regex: options.Regex = None,
     draft: options.Draft = "none",
     device: options.Device = "cpu",
     numerics: options.Numerics = "fast",
@@ -67,6 +71,9 @@ def generate(
             format=prompt_format or format_of(model_name(model)),
         )
         rendered = conversation.prompt()
+    constraint = constraint_of(json_schema, regex)
+    if constraint is not None and conversation is not None and conversation.thinking:
+        constraint = constraint.after_thinking()
     opened = open_model(
         model,
         device=device,
@@ -76,9 +83,21 @@ def generate(
         ram=ram,
         expert_copy=expert_copy,
     )
-    sampling = opened.sampler(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
+    sampling = opened.sampler(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
     given = text if rendered is None else rendered.encode(opened.tokenizer)
-    wanted: GenerateOptions = {"max_tokens": max_tokens, "stop": stop or (), **sampling}
+    wanted: GenerateOptions = {
+        "max_tokens": max_tokens,
+        "stop": stop or (),
+        "constraint": constraint,
+        **sampling,
+    }
     generation = run(opened.model, given, draft=draft, cache_dir=cache_dir, cache_size=cache_size, **wanted)
     if not chat and not json and sys.stdout.isatty():
         console.aside(text)
@@ -88,6 +107,8 @@ def generate(
     elif spoken.text and not spoken.text.endswith("\n"):
         console.answer("\n")
     console.note(speed_line(generation))
+    if constraint is not None and generation.finish_reason != "stop":
+        console.note("the answer ended early: it is not whole")
     if stats:
         console.note(tiers_line(opened.model))
     return INTERRUPTED if spoken.interrupted else DONE

@@ -42,6 +42,7 @@ class Opened:
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
             "min_p": sampling.min_p,
+            "repetition_penalty": sampling.repetition_penalty,
             "seed": sampling.seed,
         }
 

@@ -143,6 +143,14 @@ MinP = Annotated[
         callback=_sampling("min_p"), help="Drop tokens this much less likely than the first, from 0 to 1."
     ),
 ]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(
+        callback=_sampling("repetition_penalty"),
+        help="Above 1, tokens that came before become less likely; 1 is none.",
+        show_default="the checkpoint's",
+    ),
+]
 Seed = Annotated[
     int | None,
     typer.Option(callback=_sampling("seed"), help="Same seed, same answer.", show_default="random"),
@@ -152,6 +160,11 @@ Stop = Annotated[
     typer.Option(callback=_stop, help="End the answer before this text; may be repeated."),
 ]
 
+JsonSchema = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Answer with JSON of the JSON schema in this file."),
+]
+Regex = Annotated[str | None, typer.Option(help="Answer with a text that this regular expression matches.")]
 Draft = Annotated[
     Literal["mtp", "ngram", "none"],
     typer.Option(

@@ -8,7 +8,7 @@ from pathlib import Path
 from fourfold.engine.sampler import Sampling
 from fourfold.errors import ConfigError, RequestError
 
-_KEYS = ("temperature", "top_p", "top_k", "min_p")
+_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 def recommended(folder: str | Path) -> Sampling:

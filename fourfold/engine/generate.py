@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fourfold.engine.answer import FinishReason, Timing
 from fourfold.engine.config import CACHE_SIZE, Draft, EngineConfig, draft_shape
+from fourfold.engine.constraint import Constraint
 from fourfold.engine.engine import Engine
 from fourfold.engine.request import Request, prompt_ids
 from fourfold.engine.sampler import Sampling
@@ -26,8 +27,13 @@ class GenerateOptions(TypedDict, total=False):
     top_p: float
     top_k: int
     min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
     seed: int | None
     stop: str | Sequence[str]
+    constraint: Constraint | None
 
 
 def generate(
@@ -39,8 +45,13 @@ def generate(
     top_p: float = 1.0,
     top_k: int = 0,
     min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
     seed: int | None = None,
     stop: str | Sequence[str] = (),
+    constraint: Constraint | None = None,
     draft: Draft = "none",
     tokenizer: Tokenizer | None = None,
     cache_dir: str | Path | None = None,
@@ -52,7 +63,7 @@ def generate(
     spelled in it stay plain characters. Ids (a sequence, or a tensor [T] or [1, T]) are taken exactly as
     given: use them for rendered chats. Ends at the end-of-sentence token, at a stop string (not part of the
     text), after max_tokens, or where the context ends. The same seed gives the same text; without a seed one
-    is drawn (`Generation.sampling.seed` tells it).
+    is drawn (`Generation.sampling.seed` tells it). docs/sampling.md says what the options mean.
 
     m: what `fourfold.load` returned. tokenizer: the model's own (`m.tokenizer`) unless given.
     draft: "mtp" or "ngram" guess tokens that are then verified, as long as that is faster; see EngineConfig.
@@ -65,9 +76,19 @@ def generate(
     tokenizer = tokenizer or m.tokenizer
     if tokenizer is None:
         raise RequestError("this model has no tokenizer; pass tokenizer=fourfold.tokenizer(folder)")
-    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
+    sampling = Sampling(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=logit_bias or {},
+        seed=seed,
+    )
     ids = prompt_ids(prompt, tokenizer, m.config)
-    request = Request(prompt=ids, max_tokens=max_tokens, sampling=sampling, stop=stop)
+    request = Request(prompt=ids, max_tokens=max_tokens, sampling=sampling, stop=stop, constraint=constraint)
     longest = min(len(ids) + max_tokens, m.config.max_position_embeddings)
     config = EngineConfig.for_one(
         m.cache_shape,
@@ -87,7 +108,8 @@ class Generation(Iterator[str]):
 
     ids: the tokens so far, without the end-of-sentence token. finish_reason: None while running or after an
     interruption, "stop" at the end-of-sentence token or a stop string, "length" at max_tokens or the end of
-    the context. Leaving it early, by break or Ctrl-C, is safe; `rest()` gives what was still held back.
+    the context, "constraint" where a constraint leaves no token. Leaving it early, by break or Ctrl-C, is
+    safe; `rest()` gives what was still held back.
     """
 
     def __init__(self, engine: Engine, request: Request, *, alone: bool = False) -> None:

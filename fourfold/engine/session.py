@@ -25,9 +25,9 @@ class Session:
 
     def generate(self, prompt: Sequence[int], **options: Unpack[GenerateOptions]) -> Generation:
         """As `engine.generate`; what `prompt` shares with earlier ones is not computed again."""
-        values: dict[str, Any] = {"max_tokens": 256, "stop": (), **options}
-        max_tokens, stop = values.pop("max_tokens"), values.pop("stop")
-        request = Request(prompt=prompt, max_tokens=max_tokens, stop=stop, sampling=Sampling(**values))
+        values: dict[str, Any] = {"max_tokens": 256, **options}
+        own = {name: values.pop(name) for name in ("max_tokens", "stop", "constraint") if name in values}
+        request = Request(prompt=prompt, sampling=Sampling(**values), **own)
         return Generation(self._engine, request)
 
     def reset(self) -> None:

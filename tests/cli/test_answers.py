@@ -130,6 +130,32 @@ def test_prompt_that_does_not_fit_is_refused_with_numbers(run, tiny_folder):
     assert "positions for 512" in ran.err
 
 
+def test_an_answer_of_a_schema_or_an_expression(run, tiny_folder, tmp_path):
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "array", "items": {"enum": [1, "b"]}, "minItems": 2, "maxItems": 2}')
+    ran = run("generate", "hi", "-m", tiny_folder, "--json-schema", file, "--seed", 1)
+    assert ran.code == 0
+    assert len(json.loads(ran.out)) == 2
+    ran = run("generate", "hi", "-m", tiny_folder, "--regex", "[ab]{9}", "--repetition-penalty", 1.2, "-n", 3)
+    assert set(ran.out.strip()) <= {"a", "b"}
+    assert "the answer ended early: it is not whole" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (("--regex", "("), 1, "unclosed group"),
+        (("--json-schema", "absent.json"), 1, "absent.json cannot be read as a JSON schema"),
+        (("--json-schema", "x", "--regex", "y"), 2, "exclude each other"),
+        (("--repetition-penalty", 0), 2, "repetition_penalty is 0.0; allowed: a number above 0"),
+    ],
+)
+def test_what_an_answer_cannot_look_like_is_named(run, tiny_folder, flags, code, message):
+    ran = run("generate", "hi", "-m", tiny_folder, *flags)
+    assert ran.code == code
+    assert message in " ".join(ran.err.split()).replace(" │ │ ", " ")
+
+
 def test_sampling_of_the_checkpoint_unless_the_user_chose(tiny_folder, tmp_path):
     folder = tmp_path / "advised"
     shutil.copytree(tiny_folder, folder)
@@ -140,6 +166,7 @@ def test_sampling_of_the_checkpoint_unless_the_user_chose(tiny_folder, tmp_path)
         "top_p": 0.9,
         "top_k": 0,
         "min_p": 0.0,
+        "repetition_penalty": 1.0,
         "seed": 3,
     }
     assert opened.sampler(temperature=0.0)["temperature"] == 0.0

@@ -15,9 +15,10 @@ from fourfold.errors import ConfigError
         (None, Sampling()),
         ("{}", Sampling()),
         (
-            '{"temperature": 0.6, "top_p": 0.95, "top_k": null, "bos_token_id": 0}',
-            Sampling(temperature=0.6, top_p=0.95),
+            '{"temperature": 0.6, "top_p": 0.95, "top_k": null, "bos_token_id": 0, "min_p": 0.1}',
+            Sampling(temperature=0.6, top_p=0.95, min_p=0.1),
         ),
+        ('{"repetition_penalty": 1.1}', Sampling(repetition_penalty=1.1)),
         ('{"do_sample": false, "temperature": 0.6}', Sampling(temperature=0.0)),
     ],
 )
