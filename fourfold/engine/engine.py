@@ -241,7 +241,7 @@ class Engine:
             TokenIds(ids, self._scheduler.limits.block_tokens),
             priority=request.priority,
             boundaries=boundaries(ids, self._special),
-            scored=request.prompt_logprobs is not None and choice.index == 0,
+            scored_tokens=len(ids) if request.prompt_logprobs is not None and choice.index == 0 else 0,
         )
         chooser = Chooser(
             choice.sampling,

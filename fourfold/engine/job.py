@@ -28,7 +28,7 @@ class Job:
 
     priority: higher goes first.  boundaries: positions at which a snapshot is worth keeping.
     blocks: those of its first tokens, in order; slot: where its windows and open blocks lie.
-    scored: the logits of its prompt are wanted, too, so that nothing of it may be left out.
+    scored_tokens: the logits of so many first tokens are wanted, too, so that none of them may be left out.
     cached: tokens that it did not have to compute when it first started.
     drafts: guesses of what follows its last known token, for the next step it takes part in.
     """
@@ -36,7 +36,7 @@ class Job:
     tokens: TokenIds
     priority: int = 0
     boundaries: set[int] = field(default_factory=set)
-    scored: bool = False
+    scored_tokens: int = 0
     number: int = 0
     phase: Phase = Phase.WAITING
     computed: int = 0
@@ -51,6 +51,11 @@ class Job:
     saved_bytes: int = 0
     loaded: bool = False
     """Its state came from disk and has not been in memory yet."""
+
+    @property
+    def scored(self) -> bool:
+        """Whether tokens that come next are scored; the last one's logits are given anyway."""
+        return self.computed + 1 < self.scored_tokens
 
     @property
     def pending(self) -> int:
