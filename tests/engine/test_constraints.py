@@ -6,12 +6,16 @@ JSON is read by the standard library and held against its schema by jsonschema-r
 from __future__ import annotations
 
 import json
+import random
 import re
 
 import jsonschema_rs
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+import fourfold
 from fourfold.engine import masks
 from fourfold.engine.config import EngineConfig
 from fourfold.engine.constraint import Constraint
@@ -57,6 +61,13 @@ SCHEMAS = [
     {"type": "string", "format": "uuid"},
 ]
 
+INT, COUNT = st.integers(-200, 200), st.integers(0, 3)
+JSON = st.recursive(
+    st.none() | st.booleans() | INT | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=3,
+)
+
 
 def outputs(stub, constraint: Constraint, count: int = 6, **more) -> list[str]:
     """Answers without a limit that came to an end, some at once and some with n."""
@@ -84,6 +95,50 @@ def test_json_of_a_schema(stub, schema):
     judge = jsonschema_rs.validator_for(schema, validate_formats=True)
     for text in outputs(stub, Constraint.json(schema)):
         judge.validate(json.loads(text))
+
+
+SMALL = (
+    st.builds(lambda low, more: {"type": "integer", "minimum": low, "maximum": low + more}, INT, COUNT)
+    | st.builds(lambda low, more: {"type": "string", "minLength": low, "maxLength": low + more}, COUNT, COUNT)
+    | st.builds(lambda values: {"enum": values}, st.lists(JSON, min_size=1, max_size=3, unique_by=repr))
+    | st.sampled_from([{"type": "boolean"}, {"type": "null"}, {"type": ["null", "boolean"]}])
+)
+
+
+def larger(inner):
+    """Arrays, objects and choices of schemas."""
+    arrays = st.builds(
+        lambda items, low, more: {"type": "array", "items": items, "minItems": low, "maxItems": low + more},
+        inner,
+        COUNT,
+        COUNT,
+    )
+    objects = st.builds(
+        lambda properties, needed: {
+            "type": "object",
+            "properties": properties,
+            "required": [name for i, name in enumerate(properties) if needed >> i & 1],
+            "additionalProperties": False,
+        },
+        st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        st.integers(0, 7),
+    )
+    return arrays | objects | st.builds(lambda of: {"anyOf": of}, st.lists(inner, min_size=1, max_size=2))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(schema=st.recursive(SMALL, larger, max_leaves=5), seed=st.integers(0, 1000))
+def test_any_schema_of_bounded_values_is_followed(stub, schema, seed):
+    """Whatever is drawn from the masks ends by itself and follows the schema."""
+    grammars, choose = Grammars(stub.tokenizer, 400, 1), random.Random(seed)
+    ids: list[int] = []
+    masks = grammars.start(Constraint.json(schema))
+    while not ids or ids[-1] != 1:
+        ids.append(choose.choice(masks.after().nonzero().flatten().tolist()))
+        if ids[-1] != 1:
+            masks.accept(ids[-1:])
+    grammars.close()
+    jsonschema_rs.validator_for(schema).validate(json.loads(stub.tokenizer.decode(ids[:-1])))
 
 
 def test_any_json_object(stub):
@@ -259,8 +314,6 @@ def test_a_mask_covers_ids_that_only_the_model_has(stub):
 
 
 def test_a_real_model_that_was_never_trained(tiny_folder):
-    import fourfold
-
     model = fourfold.load(tiny_folder)
     schema = {**PERSON, "required": ["name", "age", "tags", "size"]}
     with Engine(model, EngineConfig(max_running=4)) as own:
@@ -277,3 +330,22 @@ def test_a_real_model_that_was_never_trained(tiny_folder):
     assert len(texts) >= 4
     for text in texts:
         jsonschema_rs.validator_for(schema).validate(json.loads(text))
+
+
+def test_the_shipped_model():
+    """It knows no JSON, and writes it all the same."""
+    model = fourfold.load(fourfold.shipped_model(), numerics="fast")
+    schema = {**PERSON, "required": ["name", "age", "tags", "size"]}
+    kinds = [Constraint.json(schema), Constraint.regex(r"[A-Z][a-z]{1,9}( [a-z]{1,9}){3,9}\.")]
+    with Engine(model, EngineConfig(max_running=4, memory="200MiB")) as own:
+        answers = [
+            own.submit(Request(prompt="Tell me.", n=2, constraint=kind, sampling=Sampling(seed=1)))
+            for kind in kinds
+        ]
+        for answer in answers:
+            list(own.chunks(answer))
+            assert {choice.finish_reason for choice in answer.choices} == {"stop"}
+    people, sentences = ([own.tokenizer.decode(choice.ids) for choice in a.choices] for a in answers)
+    for text in people:
+        jsonschema_rs.validator_for(schema).validate(json.loads(text))
+    assert all(re.fullmatch(r"[A-Z][a-z]{1,9}( [a-z]{1,9}){3,9}\.", text) for text in sentences)
