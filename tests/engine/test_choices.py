@@ -5,10 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+import fourfold
+from fourfold.engine.config import EngineConfig
+from fourfold.engine.engine import Engine
 from fourfold.engine.logprobs import token_logprob
 from fourfold.engine.request import Request
 from fourfold.engine.sampler import Sampling, sample
 from fourfold.errors import RequestError
+from fourfold.kernels import cpu
 from tests.engine.test_engine import GREEDY, engine, ids_of, is_empty, oracle
 
 
@@ -173,3 +177,26 @@ def test_a_seeded_answer_is_the_same_whatever_runs_beside_it(stub):
         for answer in beside:
             own.cancel(answer)
         assert alone[0] == sample(stub.row((20,) * 20), sampling, 20)
+
+
+def test_choices_and_prompt_logprobs_of_a_real_model(tiny_folder):
+    """In one step or in many, shared or computed anew: with the native kernels the same bits."""
+    model = fourfold.load(tiny_folder)
+    prompt = [20 + i * i % 300 for i in range(150)]
+    wanted = torch.log_softmax(model(torch.tensor([prompt])).logits[0].double(), dim=-1)
+    request = Request(prompt=prompt, max_tokens=8, n=3, sampling=Sampling(seed=9), prompt_logprobs=1)
+    found = []
+    for step in (16, 512):
+        with Engine(model, EngineConfig(max_running=4, step_tokens=step)) as own:
+            answer = own.submit(request)
+            shared = texts(own, answer)
+            scores = [score.logprob for score in answer.prompt_logprobs if score is not None]
+            assert scores == pytest.approx([float(wanted[i, t]) for i, t in enumerate(prompt[1:])], abs=1e-4)
+            for i, ids in enumerate(shared):
+                sampling = Sampling(seed=9).derived(i)
+                alone = own.stream(Request(prompt=prompt, max_tokens=8, sampling=sampling))
+                assert ids_of(alone) == ids
+            found.append((scores, shared))
+            assert own.stats().counters.cached_tokens >= 5 * 128
+    if cpu.available():
+        assert found[0] == found[1]
