@@ -10,6 +10,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from fourfold.engine.constraint import Constraint
 from fourfold.engine.masks import Masks, Stuck, allowed
+from fourfold.engine.schema import check_multiples
 from fourfold.errors import RequestError
 from fourfold.protocol.tool_grammar import MARK, SPACE, literal, tool_grammar
 from fourfold.tokenizer import Tokenizer
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 _KEPT = 64
 _THINK_END = "</think>"
+_EXACT = 1024
+_ROW = 50_000
+"""States of the parser at once, as many as a step may make: an object of n optional properties has 4 n."""
 
 
 class Grammars:
@@ -66,7 +71,7 @@ class Grammars:
 
         self._trie = self._trie or _trie(self._tokenizer, self._eos)
         text = LLMatcher.grammar_from_lark(self._lark(constraint))
-        limits = LLParserLimits(verbose_errors=False)
+        limits = LLParserLimits(verbose_errors=False, max_items_in_row=_ROW)
         matcher = LLMatcher(self._trie, text, log_level=0, limits=limits)
         try:
             if matcher.is_error():
@@ -81,13 +86,16 @@ class Grammars:
         from llguidance import regex_to_lark
 
         spec = json.loads(constraint.spec)
+        if constraint.kind != "choice":
+            check_multiples(spec)
         match constraint.kind:
             case "json":
                 rules = "answer: %json " + json.dumps({**spec, "x-guidance": SPACE}) + "\n"
             case "regex":
                 rules = f"answer: /{_one_line(regex_to_lark(_without_anchors(spec)))}/\n"
             case "choice":
-                rules = f"answer: {' | '.join(literal(option) for option in spec)}\n"
+                # A terminal: as many rules would be as many states of the parser.
+                rules = f"answer: OPTION\nOPTION: {' | '.join(literal(option) for option in spec)}\n"
             case "tools" | "tools_opened":
                 opened = constraint.kind == "tools_opened"
                 rules = tool_grammar(spec, self._tokenizer.token_id(MARK), opened=opened)
@@ -122,7 +130,10 @@ def _trie(tokenizer: Tokenizer, eos: int) -> LLTokenizer:
     """The vocabulary as llguidance walks it; special tokens are no text there."""
     from llguidance import LLTokenizer, TokenizerWrapper
 
-    return LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer, eos)), n_vocab=tokenizer.vocab_size)
+    vocabulary = _Vocabulary(tokenizer, eos)
+    trie = LLTokenizer(TokenizerWrapper(vocabulary), n_vocab=tokenizer.vocab_size)
+    vocabulary.greedy = trie.greedy_tokenize
+    return trie
 
 
 class _Vocabulary:
@@ -136,8 +147,13 @@ class _Vocabulary:
         self.tokens = [b"" if i in unused else tokenizer.bytes_of(i) for i in range(tokenizer.vocab_size)]
         self.special_token_ids = sorted(tokenizer.special_ids.values())
         self.eos_token_id = eos
+        self.greedy: Callable[[str], list[int]] = tokenizer.encode
         self._tokenizer = tokenizer
 
-    def __call__(self, text: bytes) -> list[int]:
-        """How the tokenizer would write what the grammar leaves no choice about."""
-        return self._tokenizer.encode(text.decode("utf-8"))
+    def __call__(self, raw: bytes) -> list[int]:
+        """How the tokenizer would write what the grammar leaves no choice about.
+
+        It is asked before every token, and the first ones matter: the rest only has to be some tokens, soon.
+        """
+        text = raw.decode("utf-8")
+        return [*self._tokenizer.encode(text[:_EXACT]), *self.greedy(text[_EXACT:])]

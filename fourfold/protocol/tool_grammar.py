@@ -27,7 +27,12 @@ SPACE = {"whitespace_pattern": r" |\n[ \t]{0,32}"}
 
 _NAME = re.compile(r'[^"<>\x00-\x1f]{1,256}')
 _NOTES = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"}
-_DEEPEST = 16  # references to references
+_DEEPEST = 8  # references to references
+_MOST = 1 << 22
+_TOO_LARGE = (
+    f"the parameters of the tools make a grammar of more than {_MOST:,} characters; refer less often to "
+    "definitions, or give fewer tools"
+)
 
 
 def tool_grammar(tools: Sequence[Mapping[str, Any]], mark: int, *, opened: bool) -> str:
@@ -50,8 +55,13 @@ def tool_grammar(tools: Sequence[Mapping[str, Any]], mark: int, *, opened: bool)
         f'"\\" string=\\"false\\">" {_json({})} "</") end',
         'NAME: /[^"<>\\x00-\\x1f]{1,256}/',
     ]
+    left = _MOST
     for call, tool in zip(calls, tools, strict=True):
-        lines += _call(call, tool["function"], mark)
+        for line in _call(call, tool["function"], mark):
+            lines.append(line)
+            left -= len(line)
+            if left < 0:
+                raise RequestError(_TOO_LARGE)
     return "\n".join(lines) + "\n"
 
 
@@ -79,14 +89,19 @@ def _call(rule: str, function: Mapping[str, Any], mark: int) -> Iterator[str]:
     properties = schema.get("properties", {}) if isinstance(schema, Mapping) else None
     if not isinstance(properties, Mapping) or schema.get("type", "object") != "object":
         raise RequestError(f"the parameters of tool {name!r} are no object's schema; allowed: type object")
-    definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    required = schema.get("required", ())
+    definitions = {
+        key: schema[key] for key in ("$defs", "definitions") if isinstance(schema.get(key), Mapping)
+    }
+    required = schema.get("required", [])
+    if not isinstance(required, list):
+        raise RequestError(
+            f"required of tool {name!r} is {json.dumps(required)[:80]}; allowed: a list of names"
+        )
     parts = []
     for i, (key, value) in enumerate(properties.items()):
         parts.append(f"{rule}_{i}" + ("" if key in required else "?"))
         start = literal(f'parameter name="{_checked(f"a parameter of tool {name!r}", key)}" string="')
-        forms = " | ".join(_value(value, definitions))
-        yield f'{rule}_{i}: "<" {_tag(mark)} {start} ({forms}) end'
+        yield f'{rule}_{i}: "<" {_tag(mark)} {start} ({_forms(value, definitions)}) end'
     yield f"{rule}: {head} {' '.join(parts)} {tail}"
 
 
@@ -94,6 +109,17 @@ def _checked(what: str, name: object) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name) or MARK in name:
         raise RequestError(f'{what} is named {name!r}; allowed: 1 to 256 characters other than ", < and >')
     return name
+
+
+def _forms(schema: Any, definitions: Mapping[str, Any]) -> str:
+    """All forms of a value."""
+    forms, left = [], _MOST
+    for form in _value(schema, definitions):
+        forms.append(form)
+        left -= len(form)
+        if left < 0:
+            raise RequestError(_TOO_LARGE)
+    return " | ".join(forms)
 
 
 def _value(schema: Any, definitions: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
@@ -109,13 +135,16 @@ def _value(schema: Any, definitions: Mapping[str, Any], depth: int = 0) -> Itera
     if keys == {"$ref"} and (target := _target(schema["$ref"], definitions)) is not None:
         yield from _value(target, definitions, depth + 1)
         return
-    if keys == {"anyOf"}:
+    if keys == {"anyOf"} and isinstance(schema["anyOf"], list) and schema["anyOf"]:
         for branch in schema["anyOf"]:
             yield from _value(branch, definitions, depth + 1)
         return
     options = [schema["const"]] if "const" in keys else schema.get("enum")
     kinds = schema.get("type")
     kinds = [kinds] if isinstance(kinds, str) else kinds
+    if kinds is not None and not isinstance(kinds, list):
+        yield _as_json(schema, definitions)
+        return
     if isinstance(options, list) and keys <= {"const", "enum", "type"}:
         texts = [option for option in options if isinstance(option, str) and MARK not in option]
         texts = texts if kinds is None or "string" in kinds else []
@@ -136,6 +165,8 @@ def _value(schema: Any, definitions: Mapping[str, Any], depth: int = 0) -> Itera
 
 
 def _as_json(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    if "$ref" not in json.dumps(schema):
+        definitions = {}
     return f'"false\\">" {_json({**schema, **definitions})} "</"'
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from contextlib import suppress
 
 import jsonschema_rs
 import pytest
@@ -26,6 +27,7 @@ from fourfold.engine.request import Request
 from fourfold.engine.sampler import Sampling
 from fourfold.errors import RequestError
 from tests.engine.test_engine import engine, ids_of, is_empty
+from tests.protocol.test_tool_grammar import tool
 
 PERSON = {
     "type": "object",
@@ -141,6 +143,48 @@ def test_any_schema_of_bounded_values_is_followed(stub, schema, seed):
     jsonschema_rs.validator_for(schema).validate(json.loads(stub.tokenizer.decode(ids[:-1])))
 
 
+WORDS = [
+    *(
+        "type",
+        "properties",
+        "required",
+        "$defs",
+        "$ref",
+        "anyOf",
+        "allOf",
+        "enum",
+        "const",
+        "items",
+        "minItems",
+    ),
+    *("multipleOf", "minimum", "pattern", "format", "additionalProperties", "not", "x-guidance", "a"),
+]
+NONSENSE = st.recursive(
+    JSON
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["object", "#/$defs/a", "#", "("]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(NONSENSE)
+def test_nonsense_is_compiled_or_refused(stub, nonsense):
+    parameters = {"type": "object", "properties": {"a": nonsense, "b": nonsense}, "$defs": {"a": nonsense}}
+    grammars = Grammars(stub.tokenizer, 400, 1)
+    for own in (nonsense, parameters):
+        for make in (Constraint.json, lambda own: Constraint.tool_calls([tool("f", own)], opened=True)):
+            with suppress(RequestError):
+                assert grammars.start(make(own)).after().any()
+    grammars.close()
+
+
+def test_a_choice_among_many(stub):
+    options = [f"option {i}" for i in range(5000)]
+    assert set(outputs(stub, Constraint.choice(options))) <= set(options)
+
+
 def test_any_json_object(stub):
     for text in outputs(stub, Constraint.json()):
         assert isinstance(json.loads(text), dict)
@@ -246,6 +290,11 @@ def test_a_constraint_that_becomes_too_hard_ends_its_request_only(stub, monkeypa
         ),
         (lambda: Constraint.json([]), r"the JSON schema is \[\]; allowed: an object"),
         (lambda: Constraint.json({"enum": [{1, 2}]}), "the JSON schema is no JSON"),
+        (
+            lambda: Constraint.json({"type": "integer", "multipleOf": 999_983}),
+            r"multipleOf .* are \[999983\]",
+        ),
+        (lambda: Constraint.json({"allOf": [{"multipleOf": 97}, {"multipleOf": 1.07}]}), "in product"),
         (lambda: Constraint.regex("("), "unclosed group"),
         (lambda: Constraint.regex("(?=a)b"), "look-around"),
         (lambda: Constraint.regex("(" * 3000 + "a" + ")" * 3000), "nested parentheses"),

@@ -40,6 +40,10 @@ WEATHER = {
 }
 
 
+BRANCHES = {f"b{i}": {"anyOf": [{"$ref": f"#/$defs/b{i + 1}"}] * 16} for i in range(6)}
+DOUBLING = {"properties": {"x": {"$ref": "#/$defs/b0"}}, "$defs": {**BRANCHES, "b6": {"type": "string"}}}
+
+
 def tool(name: str, parameters: Any, strict: bool = True) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "strict": strict, "parameters": parameters}}
 
