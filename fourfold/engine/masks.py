@@ -64,7 +64,7 @@ class Masks:
         taken = self._matcher.try_consume_tokens(list(tokens))
         try:
             if taken < len(tokens):
-                return torch.zeros(self._size, dtype=torch.bool)
+                raise Stuck("a drafted token is not allowed")
             return allowed(self._matcher, self._size)
         finally:
             self._matcher.rollback(taken)

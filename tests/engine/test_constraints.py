@@ -27,6 +27,7 @@ from fourfold.engine.request import Request
 from fourfold.engine.sampler import Sampling
 from fourfold.errors import RequestError
 from tests.engine.test_engine import engine, ids_of, is_empty
+from tests.engine.test_speculative import with_oracle
 from tests.protocol.test_tool_grammar import tool
 
 PERSON = {
@@ -245,6 +246,42 @@ def test_alone_and_in_company_a_constrained_answer_is_the_same(stub):
             list(own.chunks(answer))
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_drafts_change_nothing(stub, temperature):
+    """Constraints, penalties, early ends and log probabilities, with drafts that are often wrong."""
+    requests = [
+        Request(
+            prompt=[20, 21] * 8,
+            n=2,
+            max_tokens=60,
+            min_tokens=3 * i,
+            constraint=[Constraint.json(PERSON), Constraint.regex("[ab]{1,9}(x|yz)*"), None][i % 3],
+            sampling=Sampling(
+                temperature=temperature,
+                seed=i,
+                frequency_penalty=0.5,
+                repetition_penalty=1.2,
+                logit_bias={1: 20} if i % 2 else {},
+            ),
+            logprobs=2,
+        )
+        for i in range(6)
+    ]
+    found = []
+    for drafting in (False, True):
+        with engine(stub, blocks=400) as own:
+            if drafting:
+                with_oracle(own, stub)
+            answers = [own.submit(request) for request in requests]
+            chunks = [list(own.chunks(answer)) for answer in answers]
+            found.append([[choice.ids for choice in answer.choices] for answer in answers])
+            found.append(sorted(str(chunk.logprobs) for each in chunks for chunk in each))
+            found.append([choice.finish_reason for answer in answers for choice in answer.choices])
+            assert own.stats().counters.accepted > 60 * drafting - 1
+            assert is_empty(own)
+    assert found[:3] == found[3:]
+
+
 def test_the_token_that_ends_comes_when_nothing_else_may_whatever_min_tokens_says(stub):
     with engine(stub) as own:
         request = Request(prompt=[20], constraint=Constraint.regex("ab"), min_tokens=5, max_tokens=20)
@@ -342,7 +379,8 @@ def test_drafted_tokens_get_the_masks_that_accepted_ones_get(stub):
             if len(drafted) == 3:
                 own.draft(drafted)
             assert torch.equal(own.after(drafted), expected)
-        assert not own.after([*drafted, 2]).any()  # one that is not allowed
+        with pytest.raises(Stuck):
+            own.after([*drafted, 2])
         own.accept(drafted)
         assert torch.equal(own.after(), other.after())
     grammars.close()

@@ -15,6 +15,7 @@ import fourfold
 from fourfold import ConfigError, Engine, EngineConfig, Request, Sampling
 from fourfold.engine.drafts import Lengths, Wish
 from fourfold.engine.job import Job, Share
+from fourfold.engine.masks import Stuck
 from fourfold.engine.mtp_drafts import Writer
 from fourfold.engine.sampler import distribution, sample
 from tests.engine.conftest import StubModel
@@ -38,7 +39,11 @@ class Oracle:
             drafts: tuple[int, ...] = ()
             for _ in range(self.random.randrange(min(7, writer.most + 1))):
                 row = self.stub.row((*writer.job.tokens.ids, *drafts))
-                drafts += (writer.choose(row, drafts) if self.random.random() < 0.8 else 99,)
+                right = self.random.random() < 0.8
+                try:
+                    drafts += (writer.choose(row, drafts) if right else 99,)
+                except Stuck:
+                    break
             writer.job.drafts = drafts
 
 
