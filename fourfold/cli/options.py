@@ -168,8 +168,8 @@ Regex = Annotated[str | None, typer.Option(help="Answer with a text that this re
 Draft = Annotated[
     Literal["mtp", "ngram", "none"],
     typer.Option(
-        help="Guess tokens and verify several at once, as long as that is faster: ngram by repetition, mtp by "
-        "the checkpoint's MTP block, too. The answer is the same."
+        help="Guess tokens and verify several at once, as long as that is faster: ngram by repetition, mtp "
+        "by the checkpoint's MTP block, too. The answer is the same."
     ),
 ]
 

@@ -9,6 +9,7 @@ import json
 import random
 import re
 from contextlib import suppress
+from typing import Any
 
 import jsonschema_rs
 import pytest
@@ -169,7 +170,7 @@ NONSENSE = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(NONSENSE)
 def test_nonsense_is_compiled_or_refused(stub, nonsense):
     parameters = {"type": "object", "properties": {"a": nonsense, "b": nonsense}, "$defs": {"a": nonsense}}
@@ -267,7 +268,7 @@ def test_drafts_change_nothing(stub, temperature):
         )
         for i in range(6)
     ]
-    found = []
+    found: list[list[Any]] = []
     for drafting in (False, True):
         with engine(stub, blocks=400) as own:
             if drafting:
