@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fourfold.engine.disk_folder import REQUESTS, CacheFolder
-from fourfold.engine.disk_format import Address, Addresses, Spec
+from fourfold.engine.disk_format import Address, Addresses, Spec, scoped
 from fourfold.engine.fingerprint import cache_facts, cache_key
 from fourfold.engine.log import RequestLog
 from fourfold.engine.radix import TokenIds
@@ -110,7 +110,7 @@ class DiskCache:
         self._writer.shutdown()
 
     def _addresses(self, tokens: TokenIds) -> Addresses:
-        return Addresses(tokens, self._digests.setdefault(tokens, [self.key]))
+        return Addresses(tokens, self._digests.setdefault(tokens, [scoped(self.key, tokens.scope)]))
 
     def _has(self, name: str) -> bool:
         return name in self._pending or name in self._folder

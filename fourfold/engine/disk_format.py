@@ -143,6 +143,11 @@ def _head(before: bytes, ids: bytes) -> bytes:
     return _MAGIC + before + (len(ids) // ID_BYTES).to_bytes(4, "little") + ids
 
 
+def scoped(key: bytes, scope: str) -> bytes:
+    """The key of a cache for the sequences of one scope."""
+    return _digest(key, scope.encode()) if scope else key
+
+
 def _digest(before: bytes, ids: bytes) -> bytes:
     return hashlib.sha256(before + ids).digest()[:DIGEST_BYTES]
 

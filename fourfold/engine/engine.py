@@ -238,7 +238,7 @@ class Engine:
         """What computes one choice."""
         ids, request = answer.prompt_ids, answer.request
         job = Job(
-            TokenIds(ids, self._scheduler.limits.block_tokens),
+            TokenIds(ids, self._scheduler.limits.block_tokens, request.scope),
             priority=request.priority,
             boundaries=boundaries(ids, self._special),
             scored_tokens=len(ids) if request.prompt_logprobs is not None and choice.index == 0 else 0,

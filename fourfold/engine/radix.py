@@ -9,7 +9,7 @@ A node lives as long as a snapshot at or below it; the least recently used snaps
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
@@ -18,11 +18,15 @@ from fourfold.engine.blocks import BlockPool
 
 
 class TokenIds:
-    """Token ids of a sequence that grows, and the keys of its whole blocks."""
+    """Token ids of a sequence that grows, and the keys of its whole blocks.
 
-    def __init__(self, ids: Iterable[int], block_tokens: int) -> None:
+    scope: sequences of two scopes have no beginning in common, whatever their ids.
+    """
+
+    def __init__(self, ids: Iterable[int], block_tokens: int, scope: str = "") -> None:
         self.ids = list(ids)
         self.block_tokens = block_tokens
+        self.scope = scope
         self._keys: list[bytes] = []
 
     def __len__(self) -> int:
@@ -40,7 +44,7 @@ class TokenIds:
 
     def common(self, other: TokenIds) -> int:
         """How many tokens both begin with."""
-        most = min(len(self), len(other))
+        most = min(len(self), len(other)) if self.scope == other.scope else 0
         count = 0
         while count + self.block_tokens <= most and self.key(count // self.block_tokens) == other.key(
             count // self.block_tokens
@@ -96,7 +100,7 @@ class PrefixTree:
         self.pool = pool
         self.block_tokens = block_tokens
         self.capacity = snapshots
-        self._root = Node(-1, b"", None)
+        self._roots: defaultdict[str, Node] = defaultdict(lambda: Node(-1, b"", None))
         self._slots = list(range(snapshots - 1, -1, -1))
         self._used: OrderedDict[int, Snapshot] = OrderedDict()
 
@@ -143,7 +147,7 @@ class PrefixTree:
         # Before the path is laid: nodes without a snapshot below them would go with the one evicted.
         if not self._slots:
             self.evict()
-        node, twins = self._root, {}
+        node, twins = self._roots[tokens.scope], {}
         for i in range(whole):
             key = tokens.key(i)
             child = node.children.get(key)
@@ -175,7 +179,7 @@ class PrefixTree:
 
     def _path(self, tokens: TokenIds) -> Iterator[Node]:
         """The root and the nodes of the whole blocks that `tokens` begin with, as far as there are any."""
-        node: Node | None = self._root
+        node: Node | None = self._roots[tokens.scope]
         for depth in range(len(tokens) // self.block_tokens + 1):
             if node is None:
                 return

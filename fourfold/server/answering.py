@@ -101,7 +101,8 @@ class Reply:
         most = config.answer_tokens
         if most is not None and (request.max_tokens is None or request.max_tokens > most):
             request = replace(request, max_tokens=most)
-        self.answer = server.engine.submit(request)
+        scope = self._call.key if config.cache_scope == "key" else ""
+        self.answer = server.engine.submit(replace(request, scope=scope))
         self.usage.prompt = len(self.answer.prompt_ids)
         self._call.prompt_tokens += self.usage.prompt
         metrics.prompt_tokens.inc(self.usage.prompt)

@@ -167,3 +167,28 @@ def test_a_model_whose_experts_are_streamed_has_a_key_of_its_files(tiny_folder):
     again = fourfold.load(tiny_folder, numerics="fast", ram="1700KiB")
     assert cache_facts(again)["weights"] == before
     streamed.tiers.close()
+
+
+def test_scopes_share_nothing_in_memory_or_on_disk(tmp_path, model):
+    """What one scope has computed saves no other one a token."""
+
+    def cached(own: Engine, scope: str) -> int:
+        answer = own.submit(fourfold.Request(prompt=PROMPTS[0], max_tokens=2, scope=scope))
+        list(own.chunks(answer))
+        return answer.cached_tokens
+
+    for begun in (0, len(PROMPTS[0]) - 1):  # the second engine finds on disk what the first has left
+        with Engine(model, EngineConfig(max_running=2, step_tokens=60, cache_dir=tmp_path)) as own:
+            found = [cached(own, scope) for scope in ("a", "b", "a", "")]
+        assert found == [begun, begun, len(PROMPTS[0]) - 1, begun]
+
+
+def test_scopes_are_computed_side_by_side(model):
+    """A prompt does not wait for one of another scope that begins alike."""
+    with Engine(model, EngineConfig(max_running=2, step_tokens=60)) as own:
+        answers = [
+            own.submit(fourfold.Request(prompt=PROMPTS[1], max_tokens=2, scope=scope)) for scope in ("a", "b")
+        ]
+        for answer in answers:
+            list(own.chunks(answer))
+        assert [answer.cached_tokens for answer in answers] == [0, 0]
