@@ -12,7 +12,7 @@ import typer
 
 from fourfold.cli import DONE, FAILED, console, options
 from fourfold.cli.model import model_name, open_model
-from fourfold.engine.config import EngineConfig
+from fourfold.engine.config import CACHE_SIZE, EngineConfig
 from fourfold.engine.engine import Engine
 from fourfold.errors import ConfigError, RequestError
 from fourfold.protocol import prompt_format as format_of
@@ -70,6 +70,8 @@ def serve(
         str | None,
         typer.Option(metavar="SIZE", help="Memory of the KV cache.", show_default="by what is free"),
     ] = None,
+    cache_dir: options.CacheDir = None,
+    cache_size: options.CacheSize = CACHE_SIZE,
     cache_scope: Annotated[
         Literal["key", "global"], typer.Option(help="Who finds whose cached prefixes: one API key's, or all.")
     ] = "key",
@@ -85,6 +87,7 @@ def serve(
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Put prompts and answers into the log.")
     ] = False,
+    draft: options.Draft = "none",
     device: options.Device = "cpu",
     numerics: options.Numerics = "fast",
     threads: options.Threads = 0,
@@ -126,18 +129,23 @@ def serve(
         log_prompts=log_prompts,
     )
     engine_config = EngineConfig(
-        max_running=max_running, step_tokens=max(512, 2 * max_running), memory=cache_memory
-    )
-    listening = bound(host, port)
-    opened = open_model(
-        model, device=device, numerics=numerics, threads=threads, ram=ram, expert_copy=expert_copy
+        max_running=max_running,
+        step_tokens=max(EngineConfig.step_tokens, 2 * max_running),
+        memory=cache_memory,
+        cache_dir=cache_dir,
+        cache_size=cache_size,
+        draft=draft,
     )
     wanted: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     given = {key: value for key, value in wanted.items() if value is not None}
-    config = replace(config, sampling=replace(opened.sampling, **given))
-    with Engine(opened.model, engine_config) as engine:
-        server = Server(engine, opened.model.config, config)
-        ended = run(server, listening, lambda: _announce(config.name, address(listening), bool(keys)))
+    with bound(host, port) as listening:
+        opened = open_model(
+            model, device=device, numerics=numerics, threads=threads, ram=ram, expert_copy=expert_copy
+        )
+        config = replace(config, sampling=replace(opened.sampling, **given))
+        with Engine(opened.model, engine_config) as engine:
+            server = Server(engine, opened.model.config, config)
+            ended = run(server, listening, lambda: _announce(config.name, address(listening), bool(keys)))
     return DONE if ended else FAILED
 
 

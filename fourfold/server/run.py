@@ -30,12 +30,15 @@ def bound(host: str, port: int) -> socket.socket:
 
     ConfigError: there is no such address here, or it is taken.
     """
+    found = None
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, socket.SOCK_STREAM)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
     except OSError as error:
+        if found is not None:
+            found.close()
         raise ConfigError(
             f"cannot listen on {host}, port {port}: {error.strerror}; choose another --host or --port"
         ) from None
