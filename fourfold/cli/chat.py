@@ -5,17 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 
 from fourfold.cli import DONE, FAILED, INTERRUPTED, console, options
 from fourfold.cli.answer import Spoken, messages_of, speak, speed_line
 from fourfold.cli.model import Opened, model_name, open_model, tiers_line
+from fourfold.cli.remote import Remote, RemoteConversation
 from fourfold.engine.config import CACHE_SIZE
 from fourfold.engine.generate import GenerateOptions
 from fourfold.engine.session import Session
-from fourfold.errors import FourfoldError
+from fourfold.errors import FourfoldError, RequestError
 from fourfold.protocol import Chat
 from fourfold.protocol import prompt_format as format_of
 
@@ -25,9 +26,26 @@ HELP = """/reset  forget the conversation
 Ctrl-C  stop the answer; what was said so far stays"""
 
 
+_LOCAL = (
+    "min_p", "prompt_format", "draft", "device", "numerics", "threads", "device_memory", "ram", "expert_copy",
+    "cache_dir", "cache_size", "stats",
+)  # fmt: skip
+"""What a server decides, and not who asks it."""
+
+
 def chat(
+    context: typer.Context,
     model: Annotated[
-        str | None, typer.Argument(help="Checkpoint folder or repo id.", show_default="the shipped model")
+        str | None,
+        typer.Argument(
+            help="Checkpoint folder or repo id; with --url, a name.", show_default="the shipped model"
+        ),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Talk with the model of a server instead.", show_default="none")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="FOURFOLD_API_KEY", help="What the server at --url wants.")
     ] = None,
     system: options.System = None,
     think: options.Think = False,
@@ -52,6 +70,21 @@ def chat(
     stats: options.Stats = False,
 ) -> int:
     """Talk with a model. Without a terminal, each line of stdin is one turn."""
+    if url is not None:
+        given = [name for name in _LOCAL if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+        if given:
+            raise typer.BadParameter(f"--{given[0].replace('_', '-')} has no effect with --url; remove it")
+        remote = Remote(url, api_key)
+        values: dict[str, Any] = {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+        }
+        values |= {"seed": seed, "reasoning_effort": effort}
+        values |= {"thinking": {"type": "enabled"}} if think or effort else {}
+        asked = {name: value for name, value in values.items() if value is not None}
+        return _talk(RemoteConversation(remote, model or _first_model(remote), system, asked))
     beginning = Chat(
         messages=messages_of(system, ""),
         thinking=think or effort is not None,
@@ -78,10 +111,31 @@ def chat(
     )
     session = Session(opened.model, draft=draft, cache_dir=cache_dir, cache_size=cache_size)
     talk = Conversation(opened, session, beginning, {"max_tokens": max_tokens, **sampling}, stats)
+    return _talk(talk)
+
+
+def _talk(talk: Talk) -> int:
+    """By lines of stdin, or with a user at a terminal."""
     if sys.stdin is None or not sys.stdin.isatty():
         return repl(talk, _read_pipe, terminal=False)
     console.note("/help lists the commands, Ctrl-D leaves")
     return repl(talk, _read_terminal)
+
+
+def _first_model(remote: Remote) -> str:
+    """RequestError: the server has none."""
+    if not (names := remote.models()):
+        raise RequestError(f"{remote.url} has no models")
+    console.note(f"{names[0]} at {remote.url}")
+    return names[0]
+
+
+class Talk(Protocol):
+    """A conversation, here or at a server."""
+
+    def say(self, text: str) -> Spoken: ...
+
+    def reset(self) -> None: ...
 
 
 @dataclass
@@ -120,7 +174,7 @@ class Conversation:
         self.session.reset()
 
 
-def repl(talk: Conversation, read: Callable[[], str], *, terminal: bool = True) -> int:
+def repl(talk: Talk, read: Callable[[], str], *, terminal: bool = True) -> int:
     """Read turns and commands until the input ends or /quit; returns the exit code.
 
     On a terminal the user sees what fails and what Ctrl-C stops, and goes on: 0. Else Ctrl-C ends it with
@@ -153,7 +207,7 @@ def _is_command(line: str) -> bool:
     return line.startswith("/") and " " not in line and line.count("/") == 1
 
 
-def _command(talk: Conversation, line: str) -> int:
+def _command(talk: Talk, line: str) -> int:
     if line == "/help":
         print(HELP, file=sys.stderr)
     elif line == "/reset":
@@ -164,7 +218,7 @@ def _command(talk: Conversation, line: str) -> int:
     return DONE
 
 
-def _turn(talk: Conversation, line: str) -> int:
+def _turn(talk: Talk, line: str) -> int:
     if not line:
         return DONE
     try:

@@ -91,6 +91,7 @@ def serve(
     device: options.Device = "cpu",
     numerics: options.Numerics = "fast",
     threads: options.Threads = 0,
+    device_memory: options.DeviceMemory = None,
     ram: options.Ram = None,
     expert_copy: options.ExpertCopy = None,
 ) -> int:
@@ -140,7 +141,13 @@ def serve(
     given = {key: value for key, value in wanted.items() if value is not None}
     with bound(host, port) as listening:
         opened = open_model(
-            model, device=device, numerics=numerics, threads=threads, ram=ram, expert_copy=expert_copy
+            model,
+            device=device,
+            numerics=numerics,
+            threads=threads,
+            device_memory=device_memory,
+            ram=ram,
+            expert_copy=expert_copy,
         )
         config = replace(config, sampling=replace(opened.sampling, **given))
         with Engine(opened.model, engine_config) as engine:

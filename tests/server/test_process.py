@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -62,7 +63,7 @@ def server() -> Iterator[Running]:
         process.kill()
 
 
-def test_a_server_from_its_first_request_to_its_last(server):
+def test_a_server_from_its_first_request_to_its_last(server, capfd, monkeypatch):
     curl, python, agent = (shlex.split(line) for line in server.pasted)
     body = json.loads(curl[curl.index("-d") + 1])
     reply = httpx2.post(curl[1], json=body, headers={"x-request-id": "pasted"}, timeout=60)
@@ -84,6 +85,11 @@ def test_a_server_from_its_first_request_to_its_last(server):
         model=NAME, messages=ASK, max_tokens=40, extra_body={"temperature": 0}
     ) as events:
         assert "".join(events.text_stream) == greedy.content[0].text
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Tell me a story.\nGo on.\n"))
+    assert main(["chat", "--url", server.url, "-n", "20", "--seed", "1"]) == 0
+    shown = capfd.readouterr()
+    assert len(shown.out.split("\n")) >= 3 and shown.err.count("in the prompt cached") == 2
 
     # Who hangs up frees the engine.
     endless = {"model": NAME, "messages": ASK, "stream": True, "ignore_eos": True}
@@ -125,6 +131,18 @@ def test_what_is_wrong_is_told_before_anything_is_loaded(capfd, tmp_path):
         ]:
             assert main(["serve", *map(str, words)]) == 1
             assert told in capfd.readouterr().err
+
+
+def test_a_chat_with_a_server_that_is_not_there(capfd, monkeypatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    assert main(["chat", "--url", url]) == 1
+    assert "cannot be reached" in capfd.readouterr().err
+    assert main(["chat", "--url", "ftp://x"]) == 1
+    assert "http://" in capfd.readouterr().err
+    assert main(["chat", "--url", url, "--threads", "2"]) == 2
+    assert "--threads has no effect with --url" in capfd.readouterr().err
 
 
 def test_keys_come_from_all_places(tmp_path, monkeypatch):
