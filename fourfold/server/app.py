@@ -14,9 +14,9 @@ import fourfold
 from fourfold.errors import FourfoldError
 from fourfold.server import chat, completions, messages, operations, responses, tokens
 from fourfold.server.backend import Server
-from fourfold.server.calls import Call
 from fourfold.server.errors import ApiError, api_error, invalid
 from fourfold.server.gate import Gate
+from fourfold.server.request import call_of, server_of
 
 
 def create_app(server: Server) -> FastAPI:
@@ -49,9 +49,8 @@ def create_app(server: Server) -> FastAPI:
 
 
 def _answer(request: Request, error: ApiError) -> Response:
-    call: Call = request.state.call
-    call.error = error.message
-    return error.response(request.url.path, call.id)
+    call = call_of(request)
+    return server_of(request).failed(call, error).response(request.url.path, call.id)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

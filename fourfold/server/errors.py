@@ -28,6 +28,9 @@ _TYPES = {
     503: ("overloaded_error", "overloaded_error"),
 }
 
+GONE = 499
+"""The status in the log of a request whose client went away, as nginx has it."""
+
 _BRANCHES = {"str", "int", "float", "bool", "none"}
 _TAGS = {"text", "thinking", "tool_use", "tool_result"} | {  # of blocks and items, in a list of them
     "message",

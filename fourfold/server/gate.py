@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import traceback
 from contextlib import AbstractContextManager, nullcontext
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fourfold.server.access import Keys
 from fourfold.server.backend import Server
 from fourfold.server.calls import Call, call_id
-from fourfold.server.errors import ApiError, api_error
+from fourfold.server.errors import GONE, ApiError
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """Those that need no key."""
@@ -50,16 +49,15 @@ class Gate:
         try:
             await self._admit(scope, receive, answered, call, headers)
         except Exception as error:
-            told = api_error(error)
-            call.error = call.error or told.message
-            if told.status >= 500 and not isinstance(error, ApiError):
-                self._server.log.write("failure", id=call.id, where=_where(error))
+            told = self._server.failed(call, error)
             if call.status == 0:
                 await told.response(call.path, call.id)(scope, receive, answered)
         finally:
             route = scope.get("route")
             path = route.path if isinstance(route, Route) else "other"
             self._server.metrics.http(call.method if route is not None else "other", path, call.status)
+            if call.status == GONE:
+                self._server.metrics.vanished.inc()
             if call.path not in _QUIET:
                 self._server.log.call(call)
 
@@ -93,7 +91,7 @@ class Gate:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise ApiError(499, "the client went away")
+                        raise ApiError(GONE, "the client went away")
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if size > most:
@@ -120,9 +118,3 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return replay
-
-
-def _where(error: Exception) -> list[str]:
-    """Its type and the lines that it came through, without its message, which may hold a prompt."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return [type(error).__name__, *(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames)]

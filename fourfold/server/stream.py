@@ -15,13 +15,11 @@ from starlette.types import Receive, Scope, Send
 from fourfold.server.answering import Reply
 from fourfold.server.backend import Server
 from fourfold.server.calls import Call
-from fourfold.server.errors import ApiError, api_error, written
+from fourfold.server.errors import GONE, ApiError, written
 
 T = TypeVar("T")
 
 _KEEP_ALIVE = b": keep-alive\n\n"
-_CLOSED = 499
-"""The status in the log of a request whose client went away, as nginx has it."""
 
 
 def sse(content: Any, event: str | None = None) -> bytes:
@@ -64,8 +62,7 @@ class EventStream(Response):
             if await self._pump(send, gone):
                 await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
             else:
-                self._call.status = _CLOSED
-                self._server.metrics.vanished.inc()
+                self._call.status = GONE
         except TimeoutError:
             # The server closes a connection whose response does not end.
             self._call.error = f"nobody read the stream for {self._server.config.slow_reader:g} s"
@@ -93,9 +90,7 @@ class EventStream(Response):
                         await self._body(send, _KEEP_ALIVE)
                 chunk = following.result()
             except Exception as error:
-                told = api_error(error)
-                self._call.error = told.message
-                await self._body(send, self._failed(told))
+                await self._body(send, self._failed(self._server.failed(self._call, error)))
                 return True
             except asyncio.CancelledError:
                 with suppress(Exception):
@@ -150,7 +145,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ApiError(_CLOSED, "the client went away")
+            raise ApiError(GONE, "the client went away")
         return task.result()
     finally:
         gone.cancel()

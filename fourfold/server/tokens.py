@@ -9,7 +9,7 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from fourfold.errors import RequestError
+from fourfold.errors import RequestError, TokenizerError
 from fourfold.protocol import convert
 from fourfold.server.backend import Server
 from fourfold.server.chat import Message, Thinking, Tool
@@ -78,7 +78,11 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     server = server_of(request)
     if body.model is not None:
         check_model(server, body.model)
-    known = server.engine.tokenizer.vocab_size
-    if outside := [token for token in body.tokens if not 0 <= token < known]:
-        raise RequestError(f"tokens holds {outside[0]}; allowed: 0 to {known - 1}")
-    return Document({"prompt": await run_in_threadpool(server.engine.tokenizer.decode, body.tokens)})
+    try:
+        text = await run_in_threadpool(server.engine.tokenizer.decode, body.tokens)
+    except TokenizerError:
+        known = server.engine.tokenizer.vocab_size
+        raise RequestError(
+            f"tokens holds an id without a meaning; allowed: those from 0 to {known - 1}"
+        ) from None
+    return Document({"prompt": text})

@@ -10,7 +10,7 @@ import deepseek_recipe
 import pytest
 
 from fourfold.errors import RequestError, TokenizerError
-from fourfold.protocol import Chat, prompt_format
+from fourfold.protocol import Chat, convert, prompt_format, thinks_unasked
 from fourfold.tokenizer import Tokenizer, tokenizer
 
 VECTORS = json.loads(
@@ -39,6 +39,12 @@ def chat_of(request: dict[str, Any], format: Any) -> Chat:
 @pytest.mark.parametrize("format", ["preview", "0813"])
 def test_prompts_are_the_publishers(vector, format):
     assert chat_of(vector["request"], format).prompt().text == vector[f"prompt_{format}"]
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda v: v["name"])
+@pytest.mark.parametrize("format", ["preview", "0813"])
+def test_request_bodies_become_the_publishers_prompts(vector, format):
+    assert convert("chat", vector["request"], format=format).prompt.text == vector[f"prompt_{format}"]
 
 
 @pytest.mark.parametrize("vector", VECTORS[::5], ids=lambda v: v["name"])
@@ -79,6 +85,7 @@ def test_special_tokens_spelled_by_a_user_stay_text(tok):
 )
 def test_format_by_name(name, format):
     assert prompt_format(name) == format
+    assert thinks_unasked(name) == ("DeepSeek-V4" in name)
 
 
 @pytest.mark.parametrize(

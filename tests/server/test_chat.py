@@ -165,6 +165,28 @@ def test_a_message_is_continued(serve):
 
 
 @pytest.mark.parametrize(
+    ("format", "efforts"),
+    [
+        ("preview", {"low": "", "high": "", "max": "Absolute"}),
+        ("0813", {"low": "", "high": "Absolute", "max": "Beyond"}),
+    ],
+)
+def test_efforts_are_those_of_the_release(serve, format, efforts):
+    async def work():
+        for thinking, more in ((False, {"thinking": {"type": "enabled"}}), (True, {})):
+            http = serve(format=format, thinking=thinking).http()
+            for effort, words in efforts.items():
+                reply = await http.post(
+                    "/tokenize", json={"messages": ASK, "reasoning_effort": effort, **more}
+                )
+                prompt = reply.json()["prompt"]
+                assert prompt.endswith("<think>")
+                assert f"Reasoning Effort: {words}" in prompt if words else "Reasoning Effort" not in prompt
+
+    run(work())
+
+
+@pytest.mark.parametrize(
     ("body", "status", "param"),
     [
         ({"colour": "red"}, 400, "colour"),

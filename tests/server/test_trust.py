@@ -101,7 +101,9 @@ def test_the_log_has_no_text_unless_asked(serve):
             http = served.http()
             await http.post("/v1/chat/completions", json=BODY, headers={"x-request-id": "mine-1"})
             await http.post("/v1/completions", json={"model": NAME, "prompt": "all of it"})
-            await http.post("/v1/chat/completions", json={**BODY, "secret": "A secret answer."})
+            for wrong in ({"temperature": "A secret answer."}, {"logit_bias": {"A secret answer.": 1}}):
+                reply = await http.post("/v1/chat/completions", json={**BODY, **wrong})
+                assert "secret answer" in reply.json()["error"]["message"]
             log = served.log.getvalue()
             assert ("secret answer" in log) == wanted and ("all of it" in log) == wanted
             line = served.lines()[0]
