@@ -89,6 +89,8 @@ class EventStream(Response):
                     if not following.done():
                         await self._body(send, _KEEP_ALIVE)
                 chunk = following.result()
+            except TimeoutError:
+                raise  # nobody reads
             except Exception as error:
                 await self._body(send, self._failed(self._server.failed(self._call, error)))
                 return True

@@ -37,7 +37,7 @@ def served(tokenizer_file):
     own.engine.close()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.lists(PIECE, max_size=8).map("".join), thinks=st.booleans(), limit=st.sampled_from([7, 2000]))
 def test_malformed_answers_in_every_protocol(served, text, thinks, limit):
     served.model.say(text)
@@ -108,7 +108,7 @@ def test_no_request_that_our_document_allows_breaks_the_server(brief):
         case_strategy = operation.ok().as_strategy()
 
         @settings(
-            max_examples=12,
+            max_examples=6,
             deadline=None,
             database=None,
             phases=[Phase.generate],
@@ -123,6 +123,6 @@ def test_no_request_that_our_document_allows_breaks_the_server(brief):
                 failures.append(f"{case.method} {case.path}: {reply.status_code} {reply.text[:300]}")
 
         fuzz()
-    assert not failures and tried > 50
+    assert not failures and tried > 30
     assert not failures, failures
-    assert tried > 50
+    assert tried > 30
