@@ -48,6 +48,13 @@ class Gate:
 
         try:
             await self._admit(scope, receive, answered, call, headers)
+        except asyncio.CancelledError:
+            if not self._server.draining:
+                raise
+            call.error = "it was still running when the server shut down"
+            if call.status == 0:
+                cut = ApiError(503, "the server has shut down", retry_after=5)
+                await cut.response(call.path, call.id)(scope, receive, answered)
         except Exception as error:
             told = self._server.failed(call, error)
             if call.status == 0:

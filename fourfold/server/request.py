@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 from starlette.requests import Request as HttpRequest
 
 from fourfold.engine.sampler import Sampling
@@ -12,8 +13,6 @@ from fourfold.errors import RequestError
 from fourfold.server.backend import Server
 from fourfold.server.calls import Call
 from fourfold.server.errors import ApiError
-
-Text = Annotated[str, Field(max_length=1 << 24)]
 
 
 class Body(BaseModel):
@@ -52,17 +51,13 @@ class SamplingFields(Body):
             given["top_k"] = 0
         if "logit_bias" in given:
             given["logit_bias"] = _bias(given["logit_bias"])
-        own = server.config.sampling
-        default = {name: getattr(own, name) for name in ("temperature", "top_p", "top_k", "min_p")}
-        return Sampling(**(default | given))
+        return replace(server.config.sampling, **given)
 
 
 def _bias(values: dict[str, float]) -> dict[int, float]:
-    try:
-        return {int(token): bias for token, bias in values.items()}
-    except ValueError:
-        wrong = next(token for token in values if not token.isdigit())
-        raise RequestError(f"logit_bias names {wrong!r}; allowed: token ids as texts") from None
+    if wrong := [token for token in values if not (token.isascii() and token.isdigit())]:
+        raise RequestError(f"logit_bias names {wrong[0]!r}; allowed: token ids as texts")
+    return {int(token): bias for token, bias in values.items()}
 
 
 def server_of(request: HttpRequest) -> Server:

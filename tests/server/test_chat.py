@@ -201,7 +201,7 @@ def test_efforts_are_those_of_the_release(serve, format, efforts):
         ({"model": "gpt"}, 404, "model"),
         ({"top_logprobs": 3}, 400, None),
         ({"store": True}, 422, "store"),
-        ({"logit_bias": {"x": 1}}, 400, None),
+        ({"logit_bias": {"²": 1}}, 400, None),
         ({"max_tokens": 0}, 422, "max_tokens"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, None),
         ({"messages": [{"role": "user", "content": "x" * 7000}]}, 400, None),

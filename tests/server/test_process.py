@@ -107,7 +107,7 @@ def test_a_server_from_its_first_request_to_its_last(server, capfd, monkeypatch)
     server.process.send_signal(signal.SIGTERM)
     pieces += [chunk.choices[0].delta.content or "" for chunk in stream]
     assert "".join(pieces) == whole
-    assert server.process.wait(timeout=30) == 0
+    assert server.process.wait(timeout=130) == 0
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(f"{server.url}/health")
     log = server.log()

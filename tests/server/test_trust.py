@@ -240,7 +240,7 @@ def test_who_vanishes_costs_one_step_more_at_most(serve, stream):
 
 def test_a_long_prefill_is_kept_alive(serve):
     async def work():
-        served = serve("Hello.", keep_alive=0.005)
+        served = serve("Hello.", keep_alive=0.01)
         slow = served.model.paged_streams
 
         def paged_streams(*arguments):
