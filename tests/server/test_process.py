@@ -53,7 +53,7 @@ def server() -> Iterator[Running]:
         "--threads",
         "1",
         "--drain-timeout",
-        "20",
+        "120",
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
