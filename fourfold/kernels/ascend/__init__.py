@@ -5,6 +5,7 @@ machine has (forms.py).  docs/ascend.md says what has run where.
 
 FOURFOLD_ASCEND_TIER      T0, T1 or T2: use no higher tier; the first thing to try when a number looks wrong
 FOURFOLD_ASCEND_PACKAGES  modules that register operators of T2 when they are imported
+FOURFOLD_ASCEND_GRAPHS    0: no step is captured as a graph
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def bring() -> None:
     plain = {name: getattr(reference, name) for name in whole} | aten.OWN
     forms = (*public.FORMS, *products.FORMS, *packages.FORMS)
     operations, notes = choose(forms, plain, device.current_generation(), _highest_tier())
-    kernels.register("npu", operations, notes, plain)
+    kernels.register(
+        "npu", operations, notes, plain, record=device.record if device.graphs_wanted() else None
+    )
 
 
 def _highest_tier() -> str:

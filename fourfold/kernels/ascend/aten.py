@@ -17,7 +17,8 @@ from fourfold.kernels import attention_reference, reference
 from fourfold.kernels.ascend.decode import decode
 from fourfold.kernels.formats import Rounding, is_integer, round_input, row_slabs
 
-_FEW_TOKENS = 8  # whose experts' weights may be gathered: 32 MiB each, decoded, in V4-Flash
+_FEW_TOKENS = 64  # whose experts' weights are gathered: a decode step
+_TOGETHER = 8  # of them at a time: 32 MiB each, decoded, in V4-Flash
 _ALL_ROWS = 4096  # of a buffer are scored rather than ask which of them are seen
 
 
@@ -76,8 +77,12 @@ def experts(
     stacks = (w1, s1), (w3, s3), (w2, s2)
     if w1.shape[0] == 1 and indices.shape[1] == 1 and places is None:
         return y.add_(_visit(x, weights, stacks, 0, limit, rounding))
-    add = _add_gathered if x.shape[0] <= _FEW_TOKENS else _add_by_expert
-    add(y, x, indices, weights, stacks, limit, rounding, places)
+    if x.shape[0] > _FEW_TOKENS:
+        _add_by_expert(y, x, indices, weights, stacks, limit, rounding, places)
+        return y
+    for start in range(0, x.shape[0], _TOGETHER):
+        part = slice(start, start + _TOGETHER)
+        _add_gathered(y[part], x[part], indices[part], weights[part], stacks, limit, rounding, places)
     return y
 
 
