@@ -19,6 +19,7 @@ from fourfold.engine.engine import Engine
 from fourfold.engine.recorded import RecordedSteps
 from fourfold.engine.request import Request
 from fourfold.engine.sampler import Sampling
+from fourfold.kernels import registry
 from fourfold.model.paged_layout import Span
 from fourfold.model.transformer import Transformer
 
