@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fourfold.kernels.ascend.schemas import SCHEMAS
+from fourfold.kernels.formats import decode_fp4
 
-_INT32, _BF16 = 3, 15  # a dtype that is given for an int argument arrives as torch's number of it
+_INT32, _FLOAT, _BF16 = 3, 6, 15  # a dtype that is given for an int argument arrives as torch's number of it
+_FP4, _E8M0 = 296, 293  # torch_npu's own numbers
 used: Counter[str] = Counter()
 """How often each fake was called."""
 
@@ -95,10 +97,32 @@ def npu_dynamic_quant(x: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
 
 
 def npu_quant_matmul(
-    x1: Tensor, x2: Tensor, scale: Tensor, *, output_dtype: int | None = None, **_: Any
+    x1: Tensor,
+    x2: Tensor,
+    scale: Tensor,
+    *,
+    pertoken_scale: Tensor | None = None,
+    output_dtype: int | None = None,
+    group_sizes: list[int] | None = None,
+    **_: Any,
 ) -> Tensor:
+    if pertoken_scale is not None:
+        return _fp8_product(x1, x2, scale, pertoken_scale, output_dtype, group_sizes)
     assert x1.dtype == x2.dtype == torch.int8 and output_dtype == _INT32
     return (x1.double() @ x2.double()).to(torch.int32)
+
+
+def _fp8_product(
+    x1: Tensor, x2: Tensor, scale: Tensor, rows: Tensor, output_dtype: int | None, groups: list[int] | None
+) -> Tensor:
+    """Mode G-B: a scale per 128 values of a row of x1, and per 128 x 128 of x2."""
+    assert x1.dtype == x2.dtype == torch.float8_e4m3fn and groups == [1, 128, 128]
+    (m, k), n = x1.shape, x2.shape[1]
+    assert rows.dtype == scale.dtype == torch.float32
+    assert rows.shape == (m, -(-k // 128)) and scale.shape == (-(-k // 128), -(-n // 128))
+    wide = scale.repeat_interleave(128, 0)[:k].repeat_interleave(128, 1)[:, :n]
+    y = (x1.double() * rows.repeat_interleave(128, 1)[:, :k]) @ (x2.double() * wide)
+    return y.to({_BF16: torch.bfloat16, _FLOAT: torch.float32}[output_dtype or 0])
 
 
 def npu_moe_init_routing_v2(
@@ -132,15 +156,42 @@ def npu_grouped_matmul(
     group_type: int | None = None,
     group_list_type: int = 0,
     output_dtype: int | None = None,
+    antiquant_scale: list[Tensor] | None = None,
+    per_token_scale: list[Tensor] | None = None,
+    weight_dtype: int | None = None,
+    per_token_scale_dtype: int | None = None,
     **_: Any,
 ) -> list[Tensor]:
     assert split_item == 3 and group_type == 0 and group_list_type == 1 and len(group_list) > 1
-    codes = {torch.int8: (_INT32, torch.int32), torch.bfloat16: (_BF16, torch.bfloat16)}
+    if antiquant_scale is not None and per_token_scale is not None:
+        assert weight_dtype == _FP4 and per_token_scale_dtype == _E8M0 and output_dtype == _BF16
+        x, weight = [_mx(x[0], per_token_scale[0])], [_mx_weight(weight[0], antiquant_scale[0])]
+        output_dtype = None
+    codes = {
+        torch.int8: (_INT32, torch.int32),
+        torch.bfloat16: (_BF16, torch.bfloat16),
+        torch.float32: (None, torch.bfloat16),
+    }
     code, dtype = codes[x[0].dtype]
     assert x[0].dtype == weight[0].dtype and code == output_dtype
     parts = x[0].double().split(group_list.tolist())
     result = torch.cat([part @ w.double() for part, w in zip(parts, weight[0], strict=True)])
     return [result.to(dtype)]
+
+
+def _mx(x: Tensor, scale: Tensor) -> Tensor:
+    """FP8 [M, K] and exponents of each 32 values as bytes [M, K/64, 2], as float32."""
+    assert x.dtype == torch.float8_e4m3fn and scale.dtype == torch.uint8
+    assert scale.shape == (x.shape[0], x.shape[1] // 64, 2)
+    return x.float() * torch.exp2(scale.float() - 127).flatten(1).repeat_interleave(32, 1)
+
+
+def _mx_weight(weight: Tensor, scale: Tensor) -> Tensor:
+    """FP4 [g, K/2, N] as bytes, neighbours of K in one, and [g, N, K/64, 2] bytes, as float32 [g, K, N]."""
+    assert weight.dtype == scale.dtype == torch.uint8 and weight.stride(1) == 1
+    stored = weight.transpose(1, 2).view(torch.int8)
+    assert scale.shape == (*stored.shape[:2], stored.shape[2] // 32, 2)
+    return decode_fp4(stored, scale.flatten(-2).view(torch.float8_e8m0fnu)).transpose(1, 2)
 
 
 def npu_dequant_swiglu_quant(

@@ -91,10 +91,21 @@ def test_hyper_connections_are_the_950s(install, monkeypatch):
     monkeypatch.setattr(python_device.Module, "name", "Ascend950DT_9591")
     _forget()
     assert kernels.table("npu")["hc_pre"].startswith("T1 npu_mhc_pre + npu_mhc_sinkhorn (bf16 streams)")
-    assert kernels.table("npu")["linear"].startswith("T0 aten")
     fake_operators.used.clear()
     assert _failed(lambda case: case.operation in ("hc_pre", "hc_post")) == []
     assert fake_operators.used["npu::npu_mhc_post"]
+
+
+def test_the_950_multiplies_the_published_formats(install, monkeypatch):
+    install(fake_operators.PUBLIC)
+    monkeypatch.setattr(python_device.Module, "name", "Ascend950DT_9591")
+    _forget()
+    table = kernels.table("npu")
+    assert table["linear"].startswith("T1 npu_quant_matmul (FP8 weights and inputs")
+    assert "T1 npu_grouped_matmul (FP4 weights, FP8 inputs of bf16)" in table["experts"]
+    fake_operators.used.clear()
+    assert _failed(lambda c: c.operation in ("linear", "experts", "shared_expert", "moe")) == []
+    assert fake_operators.used["npu::npu_quant_matmul"] and fake_operators.used["npu::npu_grouped_matmul"]
 
 
 def test_another_schema_is_refused(install):

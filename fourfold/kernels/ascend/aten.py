@@ -124,6 +124,17 @@ def ascending(numbers: Tensor) -> tuple[Tensor, Tensor]:
     return values.to(numbers.dtype), order
 
 
+def by_expert(numbers: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Choices [N, K] in the order of their experts: which they are [N·K], the place of each [N·K], and how
+    many each of `count` experts has [count] int64.  Never waits for the device."""
+    flat = numbers.flatten()
+    order = ascending(flat)[1]
+    where = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    ones = torch.ones(flat.shape, device=flat.device)
+    sizes = torch.zeros(count, device=flat.device).scatter_add_(0, flat.to(torch.int64), ones)
+    return order, where, sizes.to(torch.int64)
+
+
 def _rows_of(stack: Stack, rows: Tensor) -> Tensor:
     """Matrices [N, O, I] f32 of N rows of a stack."""
     return decode(*(None if part is None else _pick(part, rows) for part in stack))  # type: ignore[arg-type]

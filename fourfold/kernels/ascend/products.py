@@ -19,7 +19,7 @@ from fourfold.kernels.ascend.public import A2_A3, BF16, draw
 from fourfold.kernels.formats import Rounding, channel_scale, is_integer, to_int8
 
 _LONGEST = 65535  # last dimension of a product's factors
-_MOST_GROUPS = 1024
+MOST_GROUPS = 1024
 _WIDEST_INNER = 10496  # of npu_dequant_swiglu_quant with groups
 
 
@@ -53,10 +53,10 @@ def _is_int8(x: Tensor, weight: Tensor, scale: Tensor | None, rounding: Rounding
 
 
 def _linear_limit(x: Tensor, weight: Tensor, *_: object) -> str | None:
-    return _matrix_limit(weight.shape)
+    return matrix_limit(weight.shape)
 
 
-def _matrix_limit(*shapes: torch.Size) -> str | None:
+def matrix_limit(*shapes: torch.Size) -> str | None:
     longest = max(max(shape[-2:]) for shape in shapes)
     return f"a matrix of {longest} rows or columns, allowed: {_LONGEST}" if longest > _LONGEST else None
 
@@ -84,13 +84,13 @@ def experts_int8(
         inner, inner_scale = _swiglu(sums, scale, amplitude, None, limit)
         y = _product(inner, w2[0], last[0]).float() * last * (inner_scale.unsqueeze(-1) * weights)
         return y if out is None else out.add_(y)
-    numbers, amounts = _ascending(indices, weights, w1.shape[0])
+    numbers, amounts = choices_in_order(indices, weights, w1.shape[0])
     rows, where, sizes, amplitude = _route(codes, numbers, w1.shape[0], amplitude)
     sums = torch.cat([_grouped(rows, w, sizes, torch.int32) for w in (w1, w3)], dim=-1)
     inner, inner_scale = _swiglu(sums, scale, amplitude, sizes, limit)
     y = _grouped(inner, w2, sizes, torch.int32).float() * inner_scale.unsqueeze(-1)
     channels = last.index_select(0, numbers.flatten()).view(*numbers.shape, -1)
-    return _combine(y, where, amounts.unsqueeze(-1) * channels, out)
+    return combine(y, where, amounts.unsqueeze(-1) * channels, out)
 
 
 def experts_bf16(
@@ -108,15 +108,15 @@ def experts_bf16(
     places: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    numbers, amounts = _ascending(indices, weights, w1.shape[0])
+    numbers, amounts = choices_in_order(indices, weights, w1.shape[0])
     rows, where, sizes, _ = _route(x.to(torch.bfloat16), numbers, w1.shape[0], None)
     gate, up = (_grouped(rows, w, sizes, torch.bfloat16) for w in (w1, w3))
     inner = reference.swiglu(gate, up, limit).to(torch.bfloat16)
     y = _grouped(inner, w2, sizes, torch.bfloat16).float()
-    return _combine(y, where, amounts.unsqueeze(-1), out)
+    return combine(y, where, amounts.unsqueeze(-1), out)
 
 
-def _ascending(indices: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def choices_in_order(indices: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Each token's experts in ascending order, none beyond the last, and their weights."""
     numbers, order = ascending(indices.clamp(0, count - 1))
     return numbers.to(torch.int32), weights.gather(1, order)
@@ -173,7 +173,7 @@ def _swiglu(
     return inner, inner_scale
 
 
-def _combine(y: Tensor, where: Tensor, amounts: Tensor, out: Tensor | None) -> Tensor:
+def combine(y: Tensor, where: Tensor, amounts: Tensor, out: Tensor | None) -> Tensor:
     """Σ_k amounts[n, k] · y[where[n, k]] in float32; npu_moe_finalize_routing is documented for A2 alone."""
     chosen = y.index_select(0, where.clamp(0, y.shape[0] - 1)).view(*amounts.shape[:2], -1)
     result = (chosen * amounts).sum(dim=1)
@@ -182,7 +182,7 @@ def _combine(y: Tensor, where: Tensor, amounts: Tensor, out: Tensor | None) -> T
 
 def _are_int8(*arguments: Any, **options: Any) -> bool:
     x, indices, _, *stacks, _ = arguments[:10]
-    rounding, places = _rest(arguments, options)
+    rounding, places = experts_options(arguments, options)
     pairs = zip(stacks[::2], stacks[1::2], strict=True)
     alike = rounding is Rounding.INT8 and all(_is_int8(x, *pair, rounding) for pair in pairs)
     return alike and places is None and (stacks[0].shape[0] > 1 or indices.shape[1] == 1)
@@ -190,7 +190,7 @@ def _are_int8(*arguments: Any, **options: Any) -> bool:
 
 def _are_bf16(*arguments: Any, **options: Any) -> bool:
     stacks = arguments[3:9:2]
-    rounding, places = _rest(arguments, options)
+    rounding, places = experts_options(arguments, options)
     many = stacks[0].shape[0] > 1
     return (
         rounding is Rounding.BF16
@@ -200,7 +200,7 @@ def _are_bf16(*arguments: Any, **options: Any) -> bool:
     )
 
 
-def _rest(arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Rounding, Tensor | None]:
+def experts_options(arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Rounding, Tensor | None]:
     """rounding and places of a call of `experts`."""
     given = dict(zip(("rounding", "places", "out"), arguments[10:], strict=False)) | options
     return given.get("rounding", Rounding.NONE), given.get("places")
@@ -208,12 +208,12 @@ def _rest(arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Rounding
 
 def _experts_limit(*arguments: Any, **_: Any) -> str | None:
     w1, w2 = arguments[3], arguments[7]
-    if w1.shape[0] > _MOST_GROUPS:
-        return f"{w1.shape[0]} experts, allowed: {_MOST_GROUPS}"
+    if w1.shape[0] > MOST_GROUPS:
+        return f"{w1.shape[0]} experts, allowed: {MOST_GROUPS}"
     inner = w1.shape[1]
     if w1.dtype == torch.int8 and (inner % 64 or inner > _WIDEST_INNER):
         return f"experts of width {inner}, allowed: multiples of 64 up to {_WIDEST_INNER}"
-    return _matrix_limit(w1.shape, w2.shape)
+    return matrix_limit(w1.shape, w2.shape)
 
 
 def _int8(*shape: int) -> tuple[Tensor, Tensor]:
