@@ -14,6 +14,7 @@ from fourfold.conformance.kernel_cases import Case, cases
 from fourfold.conformance.kernels import run_case
 from fourfold.conformance.logits import distance
 from fourfold.kernels import registry
+from fourfold.kernels.ascend import int4
 from fourfold.kernels.ascend.schemas import SCHEMAS
 from tests.ascend import fake_operators, python_device
 
@@ -83,6 +84,20 @@ def test_public_operators_are_used_and_compute_the_same(install):
         "npu::npu_grouped_matmul",
         "npu::npu_dequant_swiglu_quant",
     }
+
+
+@pytest.mark.parametrize("few", [64, 4])
+def test_int4_experts_are_multiplied_as_whole_numbers(install, monkeypatch, few):
+    """A step's choices one by one, and a prompt's expert by expert."""
+    install(fake_operators.PUBLIC)
+    assert "(int4 weights, int8 inputs)" in kernels.table("npu")["experts"]
+    monkeypatch.setattr(int4, "_FEW_TOKENS", few)
+    fake_operators.used.clear()
+    assert (
+        _failed(lambda c: c.operation == "experts" and "int4" in c.label and "inputs int8" in c.label) == []
+    )
+    assert fake_operators.used["npu::npu_dequant_swiglu_quant"]
+    assert bool(fake_operators.used["npu::npu_moe_init_routing_v2"]) == (few == 4)
 
 
 def test_hyper_connections_are_the_950s(install, monkeypatch):
