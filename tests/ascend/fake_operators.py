@@ -290,6 +290,83 @@ def npu_hc_post(x: Tensor, residual: Tensor, post: Tensor, comb: Tensor) -> Tens
     return npu_mhc_post(residual, comb, x, post)
 
 
+def npu_sparse_attn_sharedkv_metadata(
+    num_heads_q: int,
+    num_heads_kv: int,
+    head_dim: int,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_ori_kv: Tensor | None = None,
+    cu_seqlens_cmp_kv: Tensor | None = None,
+    seqused_q: Tensor | None = None,
+    seqused_kv: Tensor | None = None,
+    batch_size: int = 0,
+    max_seqlen_q: int = 0,
+    max_seqlen_kv: int = 0,
+    *_: Any,
+    **__: Any,
+) -> Tensor:
+    assert num_heads_kv == 1 and head_dim == 512 and max_seqlen_q == 1
+    assert seqused_kv is not None and len(seqused_kv) == batch_size
+    assert int(seqused_kv.max()) <= max_seqlen_kv
+    return torch.full((1024,), num_heads_q, dtype=torch.int32)
+
+
+def npu_sparse_attn_sharedkv(
+    q: Tensor,
+    *,
+    ori_kv: Tensor,
+    ori_block_table: Tensor,
+    cu_seqlens_q: Tensor,
+    seqused_kv: Tensor,
+    sinks: Tensor,
+    metadata: Tensor,
+    softmax_scale: float,
+    cmp_ratio: int,
+    cmp_kv: Tensor | None = None,
+    cmp_block_table: Tensor | None = None,
+    cmp_sparse_indices: Tensor | None = None,
+    ori_win_left: int = 127,
+    ori_win_right: int = 0,
+    layout_q: str = "BSND",
+    layout_kv: str = "PA_ND",
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Each query sees a band of its own keys, and entries that are complete before it: all, or the chosen."""
+    assert (layout_q, layout_kv, ori_win_right) == ("TND", "PA_ND", 0) and q.dtype == torch.bfloat16
+    assert q.shape[1] in (64, 128) and q.shape[2] == 512 and sinks.dtype == torch.float32
+    assert metadata.dtype == torch.int32 and metadata.tolist() == [q.shape[1]] * 1024
+    if cmp_sparse_indices is not None:
+        assert cmp_sparse_indices.shape[1:] in ((1, 512), (1, 1024)) and cmp_ratio == 4
+    tables = [ori_block_table, cu_seqlens_q, seqused_kv, cmp_block_table, cmp_sparse_indices]
+    assert all(table is None or table.dtype == torch.int32 for table in tables)
+    out = torch.empty_like(q)
+    for i, length in enumerate(seqused_kv.tolist()):
+        first, end = cu_seqlens_q[i : i + 2].tolist()
+        for t in range(first, end):
+            position = length - end + t
+            rows = torch.arange(max(0, position - ori_win_left), position + 1)
+            keys = [_paged(ori_kv, ori_block_table[i], rows)]
+            if cmp_kv is not None and cmp_block_table is not None:
+                rows = torch.arange((position + 1) // cmp_ratio)
+                if cmp_sparse_indices is not None:
+                    chosen = cmp_sparse_indices[t, 0]
+                    chosen = chosen[chosen >= 0].long()
+                    assert bool((chosen < len(rows)).all())
+                    rows = chosen
+                keys.append(_paged(cmp_kv, cmp_block_table[i], rows))
+            values = torch.cat(keys).float()
+            scores = torch.cat([q[t].float() @ values.T * softmax_scale, sinks[:, None]], dim=1)
+            out[t] = (scores.softmax(dim=1)[:, :-1] @ values).to(out.dtype)
+    return out, torch.zeros(0)
+
+
+def _paged(pages: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+    """pages [P, size, 1, C]; rows of the sequence that `table` lists the pages of."""
+    size = pages.shape[1]
+    assert size % 16 == 0 and size <= 1024 and pages.shape[2] == 1 and pages.is_contiguous()
+    return pages[table[rows // size].long(), rows % size, 0]
+
+
 def _to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     scale = x.abs().amax(-1, keepdim=True) / 127
     return (x / scale.where(scale > 0, 1.0)).round().to(torch.int8), scale.squeeze(-1)
@@ -313,6 +390,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
         inplace_partial_rotary_mul,
         npu_hc_pre,
         npu_hc_post,
+        npu_sparse_attn_sharedkv,
+        npu_sparse_attn_sharedkv_metadata,
     )
 }
 PUBLIC = [name for name in SCHEMAS if name.startswith("npu::")]

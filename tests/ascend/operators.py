@@ -11,10 +11,10 @@ from torch import Tensor
 import fourfold
 from fourfold import kernels
 from fourfold.conformance.kernel_cases import Case, cases
-from fourfold.conformance.kernels import run_case
+from fourfold.conformance.kernels import _moved, run_case
 from fourfold.conformance.logits import distance
-from fourfold.kernels import registry
-from fourfold.kernels.ascend import int4
+from fourfold.kernels import reference, registry
+from fourfold.kernels.ascend import forms, int4, shared_kv
 from fourfold.kernels.ascend.schemas import SCHEMAS
 from tests.ascend import fake_operators, python_device
 
@@ -174,6 +174,33 @@ def test_packages_are_used_under_their_own_schemas(install, monkeypatch, space):
     if space != "cann_ops_transformer":
         assert table["hc_pre"].startswith(f"T2 {space}.npu_hc_pre")
         assert table["hc_post"].startswith(f"T2 {space}.npu_hc_post")
+
+
+@pytest.mark.parametrize("space", ["custom", "_C_ascend"])
+def test_captured_attention_is_the_packages(install, space):
+    install([name for name in SCHEMAS if name.startswith(f"{space}::npu_sparse_attn")])
+    title = f"T2 {space}.npu_sparse_attn_sharedkv + {space}.npu_sparse_attn_sharedkv_metadata"
+    assert kernels.table("npu")["sparse_attention"].startswith(
+        f"{title} (captured steps in bf16), otherwise T0"
+    )
+    for arguments in (shared_kv.trial(), shared_kv.trial(900, 700), shared_kv.trial(1500, 1300)):
+        q, window, seen, entries, _, index, *rest = arguments
+        alone = (q, window, seen, None, None, None, *rest)
+        pool = (q, window, seen, entries[:1].expand(4, -1, -1), None, index, *rest)
+        for case in (arguments, alone, pool):
+            fake_operators.used.clear()
+            got = kernels.sparse_attention(*_moved(case, "npu")).cpu()
+            assert fake_operators.used[f"{space}::npu_sparse_attn_sharedkv"] == 1
+            assert forms._distance(got, reference.sparse_attention(*case)) < shared_kv.BOUND
+
+
+def test_attention_of_other_heads_is_on_the_lower_tier(install, capsys):
+    install([name for name in SCHEMAS if name.startswith("custom::npu_sparse_attn")])
+    q, window, seen, *rest, sink, scale, rounding = shared_kv.trial()
+    few = (q[:, :, :8], window, seen, *rest, sink[:8], scale, rounding)
+    got = kernels.sparse_attention(*_moved(few, "npu")).cpu()
+    assert "8 heads of 512, allowed: 64 or 128 of 512" in capsys.readouterr().err
+    assert forms._distance(got, reference.sparse_attention(*few)) < shared_kv.BOUND
 
 
 def test_the_highest_tier_can_be_named(install, monkeypatch):

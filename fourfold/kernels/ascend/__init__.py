@@ -15,7 +15,7 @@ import os
 from fourfold import kernels
 from fourfold.errors import KernelError
 from fourfold.kernels import reference
-from fourfold.kernels.ascend import aten, device, int4, packages, products, public, published
+from fourfold.kernels.ascend import aten, device, int4, packages, products, public, published, shared_kv
 from fourfold.kernels.ascend.forms import TIERS, choose
 
 
@@ -26,7 +26,7 @@ def bring() -> None:
     device.settle()
     whole = [name for name in kernels.OPERATIONS if name not in kernels.COMPOSED]
     plain = {name: getattr(reference, name) for name in whole} | aten.OWN
-    forms = (*public.FORMS, *products.FORMS, *int4.FORMS, *published.FORMS, *packages.FORMS)
+    forms = (*public.FORMS, *products.FORMS, *int4.FORMS, *published.FORMS, *packages.FORMS, *shared_kv.FORMS)
     operations, notes = choose(forms, plain, device.current_generation(), _highest_tier())
     kernels.register(
         "npu", operations, notes, plain, record=device.record if device.graphs_wanted() else None
