@@ -170,7 +170,7 @@ def _add_by_expert(
     amounts = weights.flatten()[order].unsqueeze(-1)
     rows = torch.arange(count, device=x.device) if places is None else places
     begin = 0
-    for size, row in _loads(numbers, rows):
+    for size, row in loads(numbers, rows):
         part = slice(begin, begin + size)
         begin += size
         if size == 0 or row < 0:
@@ -179,7 +179,7 @@ def _add_by_expert(
         y.index_add_(0, mine, _visit(x[mine], amounts[part], stacks, row, limit, rounding))
 
 
-def _loads(numbers: Tensor, rows: Tensor) -> list[tuple[int, int]]:
+def loads(numbers: Tensor, rows: Tensor) -> list[tuple[int, int]]:
     """How many choices each expert has, and its row of the stacks: asks the device."""
     table = torch.stack([torch.bincount(numbers, minlength=len(rows)), rows])
     return [(size, row) for size, row in table.transpose(0, 1).cpu().tolist()]

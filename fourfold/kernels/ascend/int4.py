@@ -7,11 +7,13 @@ the documentation lists it for neither A2 nor A3 (Ascend/op-plugin, August 2026)
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fourfold.kernels.ascend import aten
 from fourfold.kernels.ascend.forms import Form
 from fourfold.kernels.ascend.products import (
     ROUTED,
@@ -89,7 +91,8 @@ def _by_expert(
     """Some experts after the others, each with all of its rows; asks the device how many they are."""
     count = len(stacks[0][0])
     rows, where, sizes, amplitude = route(codes, numbers, count, amplitude)
-    ends = [0, *sizes.cumsum(0).cpu().tolist()]
+    loads = aten.loads(numbers.flatten(), torch.arange(count, device=rows.device))
+    ends = [0, *accumulate(size for size, _ in loads)]
     y = torch.empty(len(rows), stacks[2][1].shape[1], device=rows.device)
     for start in range(0, count, _UNPACKED):
         some = slice(start, min(start + _UNPACKED, count))

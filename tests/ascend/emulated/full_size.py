@@ -175,7 +175,7 @@ def answers(config: ModelConfig) -> Iterator[None]:
     reach = config.sliding_window - 1
     with (
         patch.object(Transformer, "_check_ids"),
-        patch.object(aten, "_loads", loads),
+        patch.object(aten, "loads", loads),
         patch.object(attention_reference, "_bounds", lambda rows: (0, reach + rows.shape[1])),
     ):
         yield
