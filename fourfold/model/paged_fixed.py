@@ -23,8 +23,8 @@ CallOf = Callable[[Sequence[Span]], PagedLayout]
 class FixedStep:
     """Places for `batch` tokens of sequences of up to `context` tokens, their own included.
 
-    held: rows of a slot's window; ratios: of compression; sizes: rows a slot of every stream in slots; call_of: the layout of some spans in
-    the cache.  context is rounded up to whole blocks.
+    held: rows of a slot's window; ratios: of compression; sizes: rows a slot of every stream in slots;
+    call_of: the layout of some spans in the cache.  context is rounded up to whole blocks.
     """
 
     def __init__(

@@ -32,21 +32,22 @@ class Recorder:
         self.memory: object = None
         self.problem: Exception | None = None
 
-    def __call__(self, run: Callable[[], Tensor], beside: Recording | None) -> Recording:
+    def __call__(self, run: Callable[[], tuple[Tensor, ...]], beside: Recording | None) -> Recording:
         if self.problem is not None:
             raise self.problem
         if beside is None:
             self.memory = object()
         else:
             assert beside.memory is self.memory
-        result = torch.full_like(run(), torch.nan)
-        self.sizes.append(len(result))
+        results = tuple(torch.full_like(result, torch.nan) for result in run())
+        self.sizes.append(len(results[-1]))
 
         def replay() -> None:
             self.replayed += 1
-            result.copy_(run())
+            for result, new in zip(results, run(), strict=True):
+                result.copy_(new)
 
-        return Recording(result, replay, self.memory)
+        return Recording(results, replay, self.memory)
 
 
 @pytest.fixture

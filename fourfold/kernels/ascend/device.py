@@ -84,7 +84,7 @@ def graphs_wanted() -> bool:
     return os.environ.get("FOURFOLD_ASCEND_GRAPHS") != "0"
 
 
-def record(run: Callable[[], Tensor], beside: Recording | None) -> Recording:
+def record(run: Callable[[], tuple[Tensor, ...]], beside: Recording | None) -> Recording:
     """Capture `run` as an NPUGraph: a `fourfold.kernels.recording.Recorder`."""
     if not hasattr(_module(), "NPUGraph"):
         raise KernelError("this torch_npu has no NPUGraph")
@@ -92,8 +92,8 @@ def record(run: Callable[[], Tensor], beside: Recording | None) -> Recording:
     memory = _module().graph_pool_handle() if beside is None else beside.memory
     # What other threads do with the device is no part of it.
     with _module().graph(graph, pool=memory, capture_error_mode="thread_local"):
-        result = run()
-    return Recording(result, graph.replay, memory)
+        results = run()
+    return Recording(results, graph.replay, memory)
 
 
 def describe() -> dict[str, str]:
