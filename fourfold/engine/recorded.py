@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fourfold import kernels
 from fourfold.kernels.recording import Recording
+from fourfold.model.linear import Noted
 from fourfold.model.paged import PagedCache
 from fourfold.model.paged_fixed import FixedStep
 from fourfold.model.paged_layout import Span
@@ -31,6 +32,7 @@ class RecordedSteps:
         self._model, self._cache, self._most = model, cache, most
         self._record = kernels.recorder(model.device.type)
         self._steps: dict[tuple[int, int], tuple[FixedStep, Recording]] = {}
+        self._changes = Noted.changes
         self._told: set[str] = set()
         if self._record is not None and not model.runs_at_once:
             self._give_up("routed experts are fetched while a step runs")
@@ -40,6 +42,10 @@ class RecordedSteps:
         both until the next call; None, and nothing done, for steps that are not recorded."""
         if self._record is None or any(span.new > 1 for span in spans):
             return None
+        if self._changes != Noted.changes:
+            # A recording reads weights where they lay.
+            self._steps.clear()
+            self._changes = Noted.changes
         size = self._size(spans)
         if size[0] * size[1] > _MOST_TOKENS:
             self._tell(f"beyond {_MOST_TOKENS:,} tokens (batch times longest sequence) ")

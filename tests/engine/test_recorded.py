@@ -83,6 +83,15 @@ def test_recorded_steps_say_the_same(model: Transformer, recorder: Recorder, mon
     assert got == list(answers(model, 7))
 
 
+def test_other_weights_are_recorded_anew(model: Transformer, recorder: Recorder) -> None:
+    with Engine(model, EngineConfig(max_running=2, step_tokens=64)) as engine:
+        request = Request(prompt="The", max_tokens=4, sampling=Sampling(temperature=0.0))
+        first = [chunk.text for chunk in engine.stream(request)]
+        model.assign("norm.weight", -model.norm.weight.detach())
+        assert [chunk.text for chunk in engine.stream(request)] != first
+    assert recorder.sizes == [1, 1]
+
+
 def test_where_a_step_cannot_be_recorded_it_is_told_and_runs(
     model: Transformer, recorder: Recorder, capsys: pytest.CaptureFixture[str]
 ) -> None:
