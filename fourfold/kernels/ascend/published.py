@@ -28,22 +28,31 @@ from fourfold.kernels.ascend.public import A5, BF16, draw
 from fourfold.kernels.formats import ACTIVATION_GROUP, FP4_GROUP, FP8_BLOCK, Rounding, is_integer, to_fp8
 
 _FP4, _E8M0 = 296, 293  # torch_npu.float4_e2m1fn_x2 and float8_e8m0fnu
+_ROWS = 32768  # of a matrix are multiplied at a time: it may have 65535, and V4-Pro's queries have one more
 _ALIGNED = 64  # values: what experts' rows and columns must be multiples of
 _FLIPS = 0.5  # how near experts must come: sums rounded to bf16 fall on other FP8 values now and then
 
 
 def linear(x: Tensor, weight: Tensor, scale: Tensor | None, rounding: Rounding = Rounding.NONE) -> Tensor:
     assert scale is not None
-    codes, unit = to_fp8(x.flatten(0, -2), ACTIVATION_GROUP)
+    values, unit = to_fp8(x.flatten(0, -2), ACTIVATION_GROUP)
+    codes = values.to(torch.float8_e4m3fn)
+    slabs = zip(weight.split(_ROWS), powers(scale).split(_ROWS // FP8_BLOCK), strict=True)
+    parts = [_product(codes, unit, *slab, x.dtype) for slab in slabs]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).view(*x.shape[:-1], -1)
+
+
+def _product(codes: Tensor, unit: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """FP8 [N, I] with scales [N, I/128], and FP8 [O, I] with scales [O/128, I/128] -> [N, O]."""
     y: Tensor = torch.ops.npu.npu_quant_matmul.default(
-        codes.to(torch.float8_e4m3fn),
+        codes,
         weight.transpose(0, 1),
-        powers(scale).transpose(0, 1),
+        scale.transpose(0, 1),
         pertoken_scale=unit,
-        output_dtype=x.dtype,
+        output_dtype=dtype,
         group_sizes=[1, FP8_BLOCK, FP8_BLOCK],
     )
-    return y.view(*x.shape[:-1], -1)
+    return y
 
 
 def _is_fp8(x: Tensor, weight: Tensor, scale: Tensor | None, rounding: Rounding = Rounding.NONE) -> bool:
@@ -51,7 +60,7 @@ def _is_fp8(x: Tensor, weight: Tensor, scale: Tensor | None, rounding: Rounding 
 
 
 def _linear_limit(x: Tensor, weight: Tensor, *_: object) -> str | None:
-    return matrix_limit(weight.shape)
+    return matrix_limit(weight[:_ROWS].shape)
 
 
 def expert_fp8(
