@@ -22,6 +22,7 @@ F32 = 2e-5  # sums in another order
 BLOCK = 1e-4  # the same through all the operations of a block, one after the other
 BF16 = 2e-2  # one step of bf16 at the largest values
 FLIPS = 2e-2  # a rounding inside that falls the other way for a few values
+SUMS = 0.5  # the same for many, where what is rounded was rounded to bf16 before
 SAME = 0.0  # bits must match
 
 NONE, FP8, INT8 = Rounding.NONE, Rounding.FP8, Rounding.INT8
@@ -134,6 +135,9 @@ def _experts(draw: Draw) -> Iterator[Case]:
             for each in (rounding, INT16_GROUPS) if rounding is INT8_GROUPS else (rounding,):
                 label = f"{format} {tokens} tokens, inputs {each.name.lower()}"
                 yield Case("experts", label, (*given, each), F32 if each is NONE else FLIPS)
+        if format == "fp4":
+            published = (x.to(torch.bfloat16), *given[1:], FP8)
+            yield Case("experts", f"fp4 {tokens} tokens of bfloat16, inputs fp8", published, SUMS)
         places = torch.tensor([3, -1, 0, 2, -1, 1, 5, 4])
         elsewhere = (x, indices, weights, w1, s1, w3, s3, w2, s2, 10.0, NONE, places)
         yield Case("experts", f"{format} {tokens} tokens, some experts elsewhere", elsewhere, F32)

@@ -26,6 +26,7 @@ from fourfold.kernels.registry import discover as discover
 from fourfold.kernels.registry import fp4_input as fp4_input
 from fourfold.kernels.registry import impl as _impl
 from fourfold.kernels.registry import observed as observed
+from fourfold.kernels.registry import recorder as recorder
 from fourfold.kernels.registry import register as register
 from fourfold.kernels.registry import replaced as replaced
 from fourfold.kernels.registry import table as table

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fourfold.kernels.composed import once
 from fourfold.kernels.formats import Rounding, round_input
 
 _QUERY_BLOCK = 256
@@ -53,6 +54,7 @@ def attend_in_blocks(
 ) -> Tensor:
     """As `sparse_attention`; `see` (as `ranged`) says how queries meet the rows that are given by ranges."""
     dtype = q.dtype
+    entries = None if entries is None else once(entries)
     q = round_input(q.float(), rounding)
     batch, tokens, heads, width = q.shape
     gathers = entries is not None and entry_index is not None and _gathering_pays(entries, entry_index)

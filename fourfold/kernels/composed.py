@@ -147,6 +147,11 @@ def compressor_inputs(
     return torch.cat([values, scores], dim=-1)
 
 
+def once(x: Tensor) -> Tensor:
+    """x [B, ...], or [1, ...] where all B are the same memory: a gather copies what it is given expanded."""
+    return x[:1] if x.stride(0) == 0 else x
+
+
 def compressor_entries(
     ops: Any,
     pending: Tensor,
@@ -157,7 +162,8 @@ def compressor_entries(
     overlapping: bool,
     eps: float,
 ) -> Tensor:
-    rows = torch.arange(tokens.shape[0], device=tokens.device)[:, None, None]
+    pending = once(pending)
+    rows = torch.arange(pending.shape[0], device=tokens.device)[:, None, None]
     values, scores = pending[rows, tokens.clamp_min(0)].chunk(2, dim=-1)
     if overlapping:
         values, scores = _halves(values), _halves(scores)

@@ -161,9 +161,21 @@ def round_fp8(x: Tensor, group: int) -> Tensor:
     A last group shorter than `group` has its own scale.  The published model uses 128 for activations, 64 for
     KV.
     """
-    grouped, width = _in_groups(x, group)
+    values, scale = _fp8_groups(x, group)
+    return (values * scale).flatten(-2)[..., : x.shape[-1]].to(x.dtype)
+
+
+def to_fp8(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """What `round_fp8` makes, apart: values of e4m3 [..., I], and their scales [..., ceil(I/group)]; float32
+    both."""
+    values, scale = _fp8_groups(x, group)
+    return values.flatten(-2)[..., : x.shape[-1]], scale.squeeze(-1)
+
+
+def _fp8_groups(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    grouped, _ = _in_groups(x, group)
     scale = power_of_two_scale(grouped.abs().amax(-1, keepdim=True).clamp_min(_FP8_AMAX_FLOOR), FP8_MAX)
-    return (round_to_e4m3(grouped / scale) * scale).flatten(-2)[..., :width].to(x.dtype)
+    return round_to_e4m3(grouped / scale), scale
 
 
 def to_int8(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ import fourfold.kernels as contract
 from fourfold.errors import KernelError
 from fourfold.kernels import chips, composed, reference
 from fourfold.kernels.formats import Rounding
+from fourfold.kernels.recording import Recorder
 
 OPERATIONS = (
     "linear",
@@ -59,6 +60,7 @@ _PLAIN: dict[str, Mapping[str, Callable[..., Any]]] = {}
 """What stands for the reference on devices that cannot run all of it."""
 _NOTES: dict[str, dict[str, str]] = {}
 _FP4_INPUTS: dict[str, Callable[[], Rounding]] = {}
+_RECORDERS: dict[str, Recorder] = {}
 _SEARCHED: set[str] = set()
 """Device types whose kernels were looked for: our own, or those of another package."""
 
@@ -69,11 +71,13 @@ def register(
     notes: Mapping[str, str],
     plain: Mapping[str, Callable[..., Any]] | None = None,
     fp4_input: Callable[[], Rounding] = lambda: Rounding.BF16,
+    record: Recorder | None = None,
 ) -> None:
     """Let `operations` run on tensors of device type `device`; `notes` say what each covers.
 
     plain: what stands for the reference where this device cannot run it as it is.  fp4_input: which of
-    Rounding.BF16, INT8_GROUPS and INT16_GROUPS these operations take fastest beside FP4 weights.
+    Rounding.BF16, INT8_GROUPS and INT16_GROUPS these operations take fastest beside FP4 weights.  record: how
+    this device records a pass, to repeat it.
     KernelError: an operation that the contract does not have.
     """
     if unknown := sorted(operations.keys() - set(OPERATIONS)):
@@ -85,12 +89,14 @@ def register(
     _TABLES[device] = {**_REFERENCE, **operations}
     _NOTES[device] = {name: notes.get(name, "native") for name in operations}
     _FP4_INPUTS[device] = fp4_input
+    if record is not None:
+        _RECORDERS[device] = record
 
 
 def unregister(device: str) -> None:
     """Run everything of `device` on the reference again."""
     _SEARCHED.add(device)
-    for table in (_TABLES, _NOTES, _PLAIN, _FP4_INPUTS):
+    for table in (_TABLES, _NOTES, _PLAIN, _FP4_INPUTS, _RECORDERS):
         table.pop(device, None)
 
 
@@ -166,6 +172,12 @@ def fp4_input(device: str) -> Rounding:
     discover(device)
     choose = _FP4_INPUTS.get(device)
     return Rounding.BF16 if choose is None else choose()
+
+
+def recorder(device: str) -> Recorder | None:
+    """How passes are recorded on this device type; None: they are not."""
+    discover(device)
+    return _RECORDERS.get(device)
 
 
 def impl(name: str, x: Tensor) -> Callable[..., Any]:

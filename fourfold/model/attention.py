@@ -147,4 +147,5 @@ class Attention(Noted):
         pending = memory.tail.extend(rows[0])
         if not batch.layout.completed(self.ratio):
             return memory.entries.unchanged(), chosen
-        return memory.entries.extend(self.numerics.kv(compressor(pending, batch), self.rope_width)), chosen
+        new = self.numerics.kv(compressor(pending, batch), self.rope_width)
+        return memory.entries.extend(new).expand(len(x), -1, -1), chosen

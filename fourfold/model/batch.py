@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fourfold.model.layout import Layout
+from fourfold.model.paged_fixed import FixedLayout
 from fourfold.model.paged_layout import PagedLayout
 from fourfold.model.rope import cos_sin
 
@@ -25,7 +26,9 @@ class ForwardBatch:
     frequencies: [R/2] f32 of sliding-window layers and of compressed layers.
     """
 
-    def __init__(self, layout: Layout | PagedLayout, ids: Tensor, frequencies: tuple[Tensor, Tensor]) -> None:
+    def __init__(
+        self, layout: Layout | PagedLayout | FixedLayout, ids: Tensor, frequencies: tuple[Tensor, Tensor]
+    ) -> None:
         self.layout = layout
         self.ids = ids
         self._frequencies = frequencies

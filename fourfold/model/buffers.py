@@ -16,7 +16,7 @@ class KVBuffer(Protocol):
     """What a layer needs: append this call's rows, get the buffer that the layout's indices point into."""
 
     def extend(self, rows: Tensor) -> Tensor:
-        """rows [B, T, D] -> [B, L, D], held rows first."""
+        """rows [B, T, D] -> [B, L, D], held rows first; [1, L, D] where all B point into the same."""
         ...
 
     def unchanged(self) -> Tensor | None:

@@ -34,9 +34,9 @@ class Compressor(Noted):
         return self.wkv.stored, self.wgate.stored, self.ape
 
     def forward(self, pending: Tensor, batch: ForwardBatch) -> Tensor:
-        """pending [B, L, 2C]: compressor_inputs of the held tokens and this call's -> the entries that these
-        complete, normed and turned, [B, S, width] float32."""
+        """pending [B, L, 2C], or [1, L, 2C] for all B: compressor_inputs of the held tokens and this call's
+        -> the entries that these complete, normed and turned, [B, S, width] float32."""
         tokens = batch.layout.blocks(self.ratio, self.overlapping).tokens
         angles = batch.block_angles(self.ratio, self.overlapping)
-        norm = self.norm
+        pending, norm = pending.expand(len(tokens), -1, -1), self.norm
         return kernels.compressor_entries(pending, tokens, norm.gain, *angles, self.overlapping, norm.eps)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fourfold.config import ModelConfig
 from fourfold.model.memory import FRESH, LayerMemory
+from fourfold.model.paged_fixed import FixedLayout, FixedStep
 from fourfold.model.paged_layout import PagedLayout, Span
 from fourfold.model.paged_shape import Shape, Stream
 
@@ -64,15 +65,34 @@ class PagedCache:
         self._of_blocks = {
             name: self._new(stream, blocks * stream.rows) for name, stream in self.shape.blocks.items()
         }
-        self._running: PagedLayout | None = None
+        self._running: PagedLayout | FixedLayout | None = None
         self.layers = [self._layer(i, kind) for i, kind in enumerate(config.layer_kinds)]
 
     def begin(self, spans: Sequence[Span]) -> PagedLayout:
         """The layout of the next call: the tokens of each span, one span after the other."""
         assert sum(span.new for span in spans) <= self.call_tokens
-        window, held = self.config.sliding_window, self.shape.slots["window"].rows
-        self._running = PagedLayout(spans, window, held, self._table, self.shape.block_tokens, self.device)
-        return self._running
+        self._running = layout = self._layout(spans)
+        return layout
+
+    def fixed_step(self, batch: int, context: int) -> FixedStep:
+        """Places for calls of one token of each of up to `batch` sequences, of up to `context` tokens."""
+        assert batch <= self.call_tokens
+        return FixedStep(
+            batch,
+            min(context, self._table.shape[1] * self.shape.block_tokens),
+            window=self.config.sliding_window,
+            held=self.shape.slots["window"].rows,
+            block_tokens=self.shape.block_tokens,
+            ratios=[ratio for ratio in self.config.layer_ratios if ratio],
+            sizes=[stream.rows for stream in self.shape.slots.values()],
+            call_of=self._layout,
+            device=self.device,
+        )
+
+    def begin_fixed(self, step: FixedStep) -> FixedLayout:
+        """The layout of the next call: what `step` was filled with."""
+        self._running = layout = FixedLayout(step)
+        return layout
 
     def commit(self, kept: Sequence[tuple[int, int, int]] = (), counted: Sequence[int] | None = None) -> None:
         """The call's tokens count from now on, or the first `counted` of each span.
@@ -95,7 +115,7 @@ class PagedCache:
             slots.index_copy_(1, rows, staged if which is None else staged.index_select(1, which))
 
     @property
-    def running(self) -> PagedLayout:
+    def running(self) -> PagedLayout | FixedLayout:
         """The layout of the call that runs."""
         assert self._running is not None
         return self._running
@@ -140,6 +160,10 @@ class PagedCache:
     def bytes(self) -> int:
         """Memory held."""
         return sum(data.nbytes for data in (*self._of_slots.values(), *self._of_blocks.values()))
+
+    def _layout(self, spans: Sequence[Span]) -> PagedLayout:
+        window, held = self.config.sliding_window, self.shape.slots["window"].rows
+        return PagedLayout(spans, window, held, self._table, self.shape.block_tokens, self.device)
 
     def _new(self, stream: Stream, rows: int) -> Tensor:
         shape = len(stream.layers), rows, stream.width
@@ -193,8 +217,9 @@ class PagedTail:
         self._staging = len(data) - cache.call_tokens
 
     def extend(self, rows: Tensor) -> Tensor:
-        """rows [1, N, D] -> all slots and the call's rows behind them, [1, L, D]."""
-        self._place(rows.shape[1]).copy_(rows[0])
+        """rows [B, T, D] -> all slots and the call's rows behind them, [1, L, D]."""
+        rows = rows.flatten(0, 1)
+        self._place(len(rows)).copy_(rows)
         return self.data[None]
 
     def unchanged(self) -> Tensor:
@@ -211,8 +236,13 @@ class PagedWindow(PagedTail):
     """A layer's window."""
 
     def extend(self, rows: Tensor) -> Tensor:
-        """rows [1, N, D] -> the windows of the call's sequences, one after the other, [1, L, D]."""
-        return super().extend(rows).index_select(1, self.cache.running.window_rows)
+        """rows [B, T, D] -> the windows of each row's sequences, one after the other, [B, L, D]."""
+        return (
+            super()
+            .extend(rows)[0]
+            .index_select(0, self.cache.running.window_rows)
+            .unflatten(0, (len(rows), -1))
+        )
 
     def slot(self, new: int) -> tuple[Tensor, Tensor] | None:
         call = self.cache.running
@@ -236,8 +266,8 @@ class PagedEntries:
         self.ratio = ratio
 
     def extend(self, rows: Tensor) -> Tensor:
-        """rows [1, S, D] -> the whole pool, [1, L, D]."""
-        self.data.index_copy_(0, self.cache.running.written(self.ratio), rows[0])
+        """rows [B, S, D] -> the whole pool, [1, L, D]."""
+        self.data.index_copy_(0, self.cache.running.written(self.ratio), rows.flatten(0, 1))
         return self.data[None]
 
     def unchanged(self) -> Tensor:

@@ -62,9 +62,9 @@ class PagedLayout:
         self._end = self._past + self._new
         self._table = table
         self._first = _before(self._new)
-        # Of every token: its span, and its position.
         self._span, number = _ragged(self._new)
-        self._position = self._past[self._span] + number
+        self.position: Integers = self._past[self._span] + number
+        """Of every token."""
         self.tokens = len(self._span)
         self._longest = max(s.end for s in spans)
         self._most_new = max(s.new for s in spans)
@@ -74,20 +74,20 @@ class PagedLayout:
     @cached_property
     def positions(self) -> Tensor:
         """[1, N] int64."""
-        return self._tensor(self._position)
+        return self._tensor(self.position)
 
     @cached_property
     def window_range(self) -> Tensor:
         """Rows of the windows, as `window_rows` lists them, that each token sees.  [1, N, 2] int64."""
-        low = np.maximum(self._position - self._window + 1, 0)
+        low = np.maximum(self.position - self._window + 1, 0)
         shift = (_before(self._held) - self._window_start)[self._span]
-        return self._tensor(np.stack([low + shift, self._position + 1 + shift], axis=-1))
+        return self._tensor(np.stack([low + shift, self.position + 1 + shift], axis=-1))
 
     @cached_property
     def window_rows(self) -> Tensor:
         """Rows of each span's window, held ones first, then the call's.  [L] int64."""
         span, number = _ragged(self._held)
-        rows = self._rows(span, self._window_start[span] + number, self._window_rows)
+        rows = self.rows(span, self._window_start[span] + number, self._window_rows)
         return self._tensor(rows)[0]
 
     def completed(self, ratio: int) -> int:
@@ -126,16 +126,16 @@ class PagedLayout:
 
     def written(self, ratio: int) -> Tensor:
         """Rows for the entries of these blocks.  [S] int64."""
-        return self._once("written", ratio, lambda ratio: self._entry_rows(*self._finished(ratio), ratio))[0]
+        return self._once("written", ratio, lambda ratio: self.entry_rows(*self._finished(ratio), ratio))[0]
 
     def own_rows(self, size: int, counted: Sequence[int] | None = None) -> tuple[Tensor, Tensor | None]:
         """Rows of a stream with `size` rows a slot for the call's tokens, and which of these tokens have one:
         None where all do.  They are the last `size` that count of their span; counted: how many do."""
-        rows = self._slot[self._span] * size + self._position % size
+        rows = self.slot_rows(size)
         if counted is None and self._most_new <= size:
             return self._tensor(rows)[0], None
         end = (self._end if counted is None else self._past + np.array(counted))[self._span]
-        last = ((self._position >= end - size) & (self._position < end)).nonzero()[0]
+        last = ((self.position >= end - size) & (self.position < end)).nonzero()[0]
         return self._tensor(rows[last])[0], self._tensor(last)[0]
 
     def copies(self, size: int, kept: Sequence[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
@@ -148,23 +148,23 @@ class PagedLayout:
         which, number = _ragged(count)
         at = (position - count)[which] + number
         target = slot[which] * size + at % size
-        return self._tensor(target)[0], self._tensor(self._rows(span[which], at, size))[0]
+        return self._tensor(target)[0], self._tensor(self.rows(span[which], at, size))[0]
 
     def _visible(self, ratio: int) -> Integers:
         base = _before(self._end // ratio)[self._span]
-        return np.stack([base, base + (self._position + 1) // ratio], axis=-1)
+        return np.stack([base, base + (self.position + 1) // ratio], axis=-1)
 
     def _listed(self, ratio: int) -> Integers:
         counts = self._end // ratio
         number = np.arange(counts.max())
         rows = np.full((len(counts), len(number)), -1)
         span, inside = _ragged(counts)
-        rows[span, inside] = self._entry_rows(span, inside, ratio)
-        seen = (self._position + 1) // ratio
+        rows[span, inside] = self.entry_rows(span, inside, ratio)
+        seen = (self.position + 1) // ratio
         return np.where(number < seen[:, None], rows[self._span], -1)
 
     def _stored(self, ratio: int) -> Integers:
-        return self._entry_rows(*_ragged(self._end // ratio), ratio)
+        return self.entry_rows(*_ragged(self._end // ratio), ratio)
 
     def _finished(self, ratio: int) -> tuple[Integers, Integers]:
         """Span and number of each block that this call completes."""
@@ -176,7 +176,7 @@ class PagedLayout:
         """The pending inputs of each completed block: `reach` tokens up to its last."""
         span, number = self._finished(ratio)
         inside = (number[:, None] + 1) * ratio - reach + np.arange(reach)
-        return np.where(inside >= 0, self._rows(span[:, None], inside, reach), -1)
+        return np.where(inside >= 0, self.rows(span[:, None], inside, reach), -1)
 
     def _once(self, name: str, ratio: int, find: Callable[[int], Integers]) -> Tensor:
         """What the first layer of a kind found serves the others."""
@@ -194,13 +194,21 @@ class PagedLayout:
         """Rows of each span's window, the call's included."""
         return self._end - self._window_start
 
-    def _rows(self, span: Integers, position: Integers, size: int) -> Integers:
+    def rows(self, span: Integers, position: Integers, size: int) -> Integers:
         """Rows of a stream with `size` rows a slot that hold tokens of spans, from before or of this call."""
         past = self._past[span]
         staged = self._slots * size + self._first[span] + position - past
         return np.where(position < past, self._slot[span] * size + position % size, staged)
 
-    def _entry_rows(self, span: Integers, number: Integers, ratio: int) -> Integers:
+    def slot_rows(self, size: int) -> Integers:
+        """Rows of a stream with `size` rows a slot for the call's tokens."""
+        return self._slot[self._span] * size + self.position % size
+
+    def table_rows(self, count: int) -> Integers:
+        """The first `count` blocks of each span's table; those that it does not have yet are any."""
+        return self._table[self._slot, :count]
+
+    def entry_rows(self, span: Integers, number: Integers, ratio: int) -> Integers:
         """Rows of spans' entries of these numbers in the blocks."""
         size = self._block_size // ratio
         return self._table[self._slot[span], number // size] * size + number % size

@@ -22,6 +22,7 @@ from fourfold.model.memory import FRESH_LAYER, LayerMemory, fresh_layers
 from fourfold.model.mtp import MtpBlock, alone
 from fourfold.model.numerics import numerics as numerics_named
 from fourfold.model.paged import PagedCache
+from fourfold.model.paged_fixed import FixedLayout, FixedStep
 from fourfold.model.paged_layout import PagedLayout, Span
 from fourfold.model.paged_shape import Shape
 from fourfold.model.rope import inverse_frequencies
@@ -94,6 +95,12 @@ class Transformer(HeadCollapse):
     def new_cache(self, batch: int = 1, max_rollback: int = DEFAULT_MAX_ROLLBACK) -> Cache:
         """An empty cache for `batch` sequences that advance together."""
         return Cache(self.config, self, batch, max_rollback)
+
+    @property
+    def runs_at_once(self) -> bool:
+        """Whether a pass needs nobody but the device: no expert comes from elsewhere, and nothing is
+        noted for training."""
+        return all(block.ffn.runs_at_once for block in self.layers if isinstance(block, Block))
 
     @property
     def cache_shape(self) -> Shape:
@@ -177,12 +184,34 @@ class Transformer(HeadCollapse):
         self._check_owner(cache)
         self._check_ids(ids[None], max(span.end for span in spans) - len(ids))
         layout = cache.begin(spans)
+        ids = ids.to(self.device)
         return self._through(ids[None], self._batch(layout, ids[None]), cache.layers)
 
     @torch.no_grad()
     def logits(self, streams: Tensor) -> Tensor:
         """streams [1, n, M, D] -> [1, n, V] f32."""
         return self._logits(streams)
+
+    def fill(self, step: FixedStep, ids: Tensor, spans: Sequence[Span], cache: PagedCache) -> None:
+        """The next call of `paged_fixed` is that of these tokens, one of each span.
+
+        ids [n] int64.  Errors as in `paged`.
+        """
+        self._check_owner(cache)
+        self._check_ids(ids[None], max(span.past for span in spans) + 1 - len(ids))
+        step.fill(spans, ids.tolist())
+        cache.begin_fixed(step)
+
+    @torch.no_grad()
+    def paged_fixed(self, step: FixedStep, cache: PagedCache) -> tuple[Tensor, Tensor]:
+        """What `paged_streams` computes of the step's tokens, [1, B, M, D], and the logits [B, V] f32.
+
+        Shapes and addresses are those of the step; it asks the device for nothing and brings nothing from the
+        host, as far as the device's kernels do.  `cache.commit` makes the tokens count.
+        """
+        layout, ids = cache.begin_fixed(step), step.part("ids")
+        streams = self._through(ids, self._batch(layout, ids), cache.layers)
+        return streams.transpose(0, 1), self._logits(streams)[:, 0]
 
     def draft_shape(self, drafts: int) -> Shape:
         """What the MTP block keeps of a sequence whose last `drafts` tokens others may replace."""
@@ -248,7 +277,7 @@ class Transformer(HeadCollapse):
         kept = tuple(states) if hidden_states else None
         return Output(logits, guesses, kept, tuple(batch.routing))
 
-    def _batch(self, layout: Layout | PagedLayout, ids: Tensor) -> ForwardBatch:
+    def _batch(self, layout: Layout | PagedLayout | FixedLayout, ids: Tensor) -> ForwardBatch:
         if self._frequencies[0].device != ids.device:
             self._frequencies = (self._frequencies[0].to(ids.device), self._frequencies[1].to(ids.device))
         return ForwardBatch(layout, ids, self._frequencies)

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fourfold.kernels.ascend.schemas import SCHEMAS
+from fourfold.kernels.formats import decode_fp4
 
-_INT32, _BF16 = 3, 15  # a dtype that is given for an int argument arrives as torch's number of it
+_INT32, _FLOAT, _BF16 = 3, 6, 15  # a dtype that is given for an int argument arrives as torch's number of it
+_FP4, _E8M0 = 296, 293  # torch_npu's own numbers
 used: Counter[str] = Counter()
 """How often each fake was called."""
 
@@ -95,10 +97,32 @@ def npu_dynamic_quant(x: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
 
 
 def npu_quant_matmul(
-    x1: Tensor, x2: Tensor, scale: Tensor, *, output_dtype: int | None = None, **_: Any
+    x1: Tensor,
+    x2: Tensor,
+    scale: Tensor,
+    *,
+    pertoken_scale: Tensor | None = None,
+    output_dtype: int | None = None,
+    group_sizes: list[int] | None = None,
+    **_: Any,
 ) -> Tensor:
+    if pertoken_scale is not None:
+        return _fp8_product(x1, x2, scale, pertoken_scale, output_dtype, group_sizes)
     assert x1.dtype == x2.dtype == torch.int8 and output_dtype == _INT32
     return (x1.double() @ x2.double()).to(torch.int32)
+
+
+def _fp8_product(
+    x1: Tensor, x2: Tensor, scale: Tensor, rows: Tensor, output_dtype: int | None, groups: list[int] | None
+) -> Tensor:
+    """Mode G-B: a scale per 128 values of a row of x1, and per 128 x 128 of x2."""
+    assert x1.dtype == x2.dtype == torch.float8_e4m3fn and groups == [1, 128, 128]
+    (m, k), n = x1.shape, x2.shape[1]
+    assert rows.dtype == scale.dtype == torch.float32
+    assert rows.shape == (m, -(-k // 128)) and scale.shape == (-(-k // 128), -(-n // 128))
+    wide = scale.repeat_interleave(128, 0)[:k].repeat_interleave(128, 1)[:, :n]
+    y = (x1.double() * rows.repeat_interleave(128, 1)[:, :k]) @ (x2.double() * wide)
+    return y.to({_BF16: torch.bfloat16, _FLOAT: torch.float32}[output_dtype or 0])
 
 
 def npu_moe_init_routing_v2(
@@ -132,15 +156,42 @@ def npu_grouped_matmul(
     group_type: int | None = None,
     group_list_type: int = 0,
     output_dtype: int | None = None,
+    antiquant_scale: list[Tensor] | None = None,
+    per_token_scale: list[Tensor] | None = None,
+    weight_dtype: int | None = None,
+    per_token_scale_dtype: int | None = None,
     **_: Any,
 ) -> list[Tensor]:
     assert split_item == 3 and group_type == 0 and group_list_type == 1 and len(group_list) > 1
-    codes = {torch.int8: (_INT32, torch.int32), torch.bfloat16: (_BF16, torch.bfloat16)}
+    if antiquant_scale is not None and per_token_scale is not None:
+        assert weight_dtype == _FP4 and per_token_scale_dtype == _E8M0 and output_dtype == _BF16
+        x, weight = [_mx(x[0], per_token_scale[0])], [_mx_weight(weight[0], antiquant_scale[0])]
+        output_dtype = None
+    codes = {
+        torch.int8: (_INT32, torch.int32),
+        torch.bfloat16: (_BF16, torch.bfloat16),
+        torch.float32: (None, torch.bfloat16),
+    }
     code, dtype = codes[x[0].dtype]
     assert x[0].dtype == weight[0].dtype and code == output_dtype
     parts = x[0].double().split(group_list.tolist())
     result = torch.cat([part @ w.double() for part, w in zip(parts, weight[0], strict=True)])
     return [result.to(dtype)]
+
+
+def _mx(x: Tensor, scale: Tensor) -> Tensor:
+    """FP8 [M, K] and exponents of each 32 values as bytes [M, K/64, 2], as float32."""
+    assert x.dtype == torch.float8_e4m3fn and scale.dtype == torch.uint8
+    assert scale.shape == (x.shape[0], x.shape[1] // 64, 2)
+    return x.float() * torch.exp2(scale.float() - 127).flatten(1).repeat_interleave(32, 1)
+
+
+def _mx_weight(weight: Tensor, scale: Tensor) -> Tensor:
+    """FP4 [g, K/2, N] as bytes, neighbours of K in one, and [g, N, K/64, 2] bytes, as float32 [g, K, N]."""
+    assert weight.dtype == scale.dtype == torch.uint8 and weight.stride(1) == 1
+    stored = weight.transpose(1, 2).view(torch.int8)
+    assert scale.shape == (*stored.shape[:2], stored.shape[2] // 32, 2)
+    return decode_fp4(stored, scale.flatten(-2).view(torch.float8_e8m0fnu)).transpose(1, 2)
 
 
 def npu_dequant_swiglu_quant(
@@ -239,6 +290,83 @@ def npu_hc_post(x: Tensor, residual: Tensor, post: Tensor, comb: Tensor) -> Tens
     return npu_mhc_post(residual, comb, x, post)
 
 
+def npu_sparse_attn_sharedkv_metadata(
+    num_heads_q: int,
+    num_heads_kv: int,
+    head_dim: int,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_ori_kv: Tensor | None = None,
+    cu_seqlens_cmp_kv: Tensor | None = None,
+    seqused_q: Tensor | None = None,
+    seqused_kv: Tensor | None = None,
+    batch_size: int = 0,
+    max_seqlen_q: int = 0,
+    max_seqlen_kv: int = 0,
+    *_: Any,
+    **__: Any,
+) -> Tensor:
+    assert num_heads_kv == 1 and head_dim == 512 and max_seqlen_q == 1
+    assert seqused_kv is not None and len(seqused_kv) == batch_size
+    assert int(seqused_kv.max()) <= max_seqlen_kv
+    return torch.full((1024,), num_heads_q, dtype=torch.int32)
+
+
+def npu_sparse_attn_sharedkv(
+    q: Tensor,
+    *,
+    ori_kv: Tensor,
+    ori_block_table: Tensor,
+    cu_seqlens_q: Tensor,
+    seqused_kv: Tensor,
+    sinks: Tensor,
+    metadata: Tensor,
+    softmax_scale: float,
+    cmp_ratio: int,
+    cmp_kv: Tensor | None = None,
+    cmp_block_table: Tensor | None = None,
+    cmp_sparse_indices: Tensor | None = None,
+    ori_win_left: int = 127,
+    ori_win_right: int = 0,
+    layout_q: str = "BSND",
+    layout_kv: str = "PA_ND",
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Each query sees a band of its own keys, and entries that are complete before it: all, or the chosen."""
+    assert (layout_q, layout_kv, ori_win_right) == ("TND", "PA_ND", 0) and q.dtype == torch.bfloat16
+    assert q.shape[1] in (64, 128) and q.shape[2] == 512 and sinks.dtype == torch.float32
+    assert metadata.dtype == torch.int32 and metadata.tolist() == [q.shape[1]] * 1024
+    if cmp_sparse_indices is not None:
+        assert cmp_sparse_indices.shape[1:] in ((1, 512), (1, 1024)) and cmp_ratio == 4
+    tables = [ori_block_table, cu_seqlens_q, seqused_kv, cmp_block_table, cmp_sparse_indices]
+    assert all(table is None or table.dtype == torch.int32 for table in tables)
+    out = torch.empty_like(q)
+    for i, length in enumerate(seqused_kv.tolist()):
+        first, end = cu_seqlens_q[i : i + 2].tolist()
+        for t in range(first, end):
+            position = length - end + t
+            rows = torch.arange(max(0, position - ori_win_left), position + 1)
+            keys = [_paged(ori_kv, ori_block_table[i], rows)]
+            if cmp_kv is not None and cmp_block_table is not None:
+                rows = torch.arange((position + 1) // cmp_ratio)
+                if cmp_sparse_indices is not None:
+                    chosen = cmp_sparse_indices[t, 0]
+                    chosen = chosen[chosen >= 0].long()
+                    assert bool((chosen < len(rows)).all())
+                    rows = chosen
+                keys.append(_paged(cmp_kv, cmp_block_table[i], rows))
+            values = torch.cat(keys).float()
+            scores = torch.cat([q[t].float() @ values.T * softmax_scale, sinks[:, None]], dim=1)
+            out[t] = (scores.softmax(dim=1)[:, :-1] @ values).to(out.dtype)
+    return out, torch.zeros(0)
+
+
+def _paged(pages: Tensor, table: Tensor, rows: Tensor) -> Tensor:
+    """pages [P, size, 1, C]; rows of the sequence that `table` lists the pages of."""
+    size = pages.shape[1]
+    assert size % 16 == 0 and size <= 1024 and pages.shape[2] == 1 and pages.is_contiguous()
+    return pages[table[rows // size].long(), rows % size, 0]
+
+
 def _to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     scale = x.abs().amax(-1, keepdim=True) / 127
     return (x / scale.where(scale > 0, 1.0)).round().to(torch.int8), scale.squeeze(-1)
@@ -262,6 +390,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
         inplace_partial_rotary_mul,
         npu_hc_pre,
         npu_hc_post,
+        npu_sparse_attn_sharedkv,
+        npu_sparse_attn_sharedkv_metadata,
     )
 }
 PUBLIC = [name for name in SCHEMAS if name.startswith("npu::")]

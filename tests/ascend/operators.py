@@ -11,9 +11,10 @@ from torch import Tensor
 import fourfold
 from fourfold import kernels
 from fourfold.conformance.kernel_cases import Case, cases
-from fourfold.conformance.kernels import run_case
+from fourfold.conformance.kernels import _moved, run_case
 from fourfold.conformance.logits import distance
-from fourfold.kernels import registry
+from fourfold.kernels import reference, registry
+from fourfold.kernels.ascend import forms, int4, shared_kv
 from fourfold.kernels.ascend.schemas import SCHEMAS
 from tests.ascend import fake_operators, python_device
 
@@ -85,16 +86,41 @@ def test_public_operators_are_used_and_compute_the_same(install):
     }
 
 
+@pytest.mark.parametrize("few", [64, 4])
+def test_int4_experts_are_multiplied_as_whole_numbers(install, monkeypatch, few):
+    """A step's choices one by one, and a prompt's expert by expert."""
+    install(fake_operators.PUBLIC)
+    assert "(int4 weights, int8 inputs)" in kernels.table("npu")["experts"]
+    monkeypatch.setattr(int4, "_FEW_TOKENS", few)
+    fake_operators.used.clear()
+    assert (
+        _failed(lambda c: c.operation == "experts" and "int4" in c.label and "inputs int8" in c.label) == []
+    )
+    assert fake_operators.used["npu::npu_dequant_swiglu_quant"]
+    assert bool(fake_operators.used["npu::npu_moe_init_routing_v2"]) == (few == 4)
+
+
 def test_hyper_connections_are_the_950s(install, monkeypatch):
     install(fake_operators.PUBLIC)
     assert "A2 is not in its documentation (A5 are)" in kernels.table("npu")["hc_pre"]
     monkeypatch.setattr(python_device.Module, "name", "Ascend950DT_9591")
     _forget()
     assert kernels.table("npu")["hc_pre"].startswith("T1 npu_mhc_pre + npu_mhc_sinkhorn (bf16 streams)")
-    assert kernels.table("npu")["linear"].startswith("T0 aten")
     fake_operators.used.clear()
     assert _failed(lambda case: case.operation in ("hc_pre", "hc_post")) == []
     assert fake_operators.used["npu::npu_mhc_post"]
+
+
+def test_the_950_multiplies_the_published_formats(install, monkeypatch):
+    install(fake_operators.PUBLIC)
+    monkeypatch.setattr(python_device.Module, "name", "Ascend950DT_9591")
+    _forget()
+    table = kernels.table("npu")
+    assert table["linear"].startswith("T1 npu_quant_matmul (FP8 weights and inputs")
+    assert "T1 npu_grouped_matmul (FP4 weights, FP8 inputs of bf16)" in table["experts"]
+    fake_operators.used.clear()
+    assert _failed(lambda c: c.operation in ("linear", "experts", "shared_expert", "moe")) == []
+    assert fake_operators.used["npu::npu_quant_matmul"] and fake_operators.used["npu::npu_grouped_matmul"]
 
 
 def test_another_schema_is_refused(install):
@@ -148,6 +174,33 @@ def test_packages_are_used_under_their_own_schemas(install, monkeypatch, space):
     if space != "cann_ops_transformer":
         assert table["hc_pre"].startswith(f"T2 {space}.npu_hc_pre")
         assert table["hc_post"].startswith(f"T2 {space}.npu_hc_post")
+
+
+@pytest.mark.parametrize("space", ["custom", "_C_ascend"])
+def test_captured_attention_is_the_packages(install, space):
+    install([name for name in SCHEMAS if name.startswith(f"{space}::npu_sparse_attn")])
+    title = f"T2 {space}.npu_sparse_attn_sharedkv + {space}.npu_sparse_attn_sharedkv_metadata"
+    assert kernels.table("npu")["sparse_attention"].startswith(
+        f"{title} (captured steps in bf16), otherwise T0"
+    )
+    for arguments in (shared_kv.trial(), shared_kv.trial(900, 700), shared_kv.trial(1500, 1300)):
+        q, window, seen, entries, _, index, *rest = arguments
+        alone = (q, window, seen, None, None, None, *rest)
+        pool = (q, window, seen, entries[:1].expand(4, -1, -1), None, index, *rest)
+        for case in (arguments, alone, pool):
+            fake_operators.used.clear()
+            got = kernels.sparse_attention(*_moved(case, "npu")).cpu()
+            assert fake_operators.used[f"{space}::npu_sparse_attn_sharedkv"] == 1
+            assert forms._distance(got, reference.sparse_attention(*case)) < shared_kv.BOUND
+
+
+def test_attention_of_other_heads_is_on_the_lower_tier(install, capsys):
+    install([name for name in SCHEMAS if name.startswith("custom::npu_sparse_attn")])
+    q, window, seen, *rest, sink, scale, rounding = shared_kv.trial()
+    few = (q[:, :, :8], window, seen, *rest, sink[:8], scale, rounding)
+    got = kernels.sparse_attention(*_moved(few, "npu")).cpu()
+    assert "8 heads of 512, allowed: 64 or 128 of 512" in capsys.readouterr().err
+    assert forms._distance(got, reference.sparse_attention(*few)) < shared_kv.BOUND
 
 
 def test_the_highest_tier_can_be_named(install, monkeypatch):

@@ -16,6 +16,7 @@ from torch import Tensor
 from fourfold.errors import CacheError, RequestError
 from fourfold.kernels import cpu
 from fourfold.model.paged import PagedCache
+from fourfold.model.paged_fixed import FixedStep
 from fourfold.model.paged_layout import Span
 from fourfold.model.transformer import Transformer
 from tests.model.conftest import TINY, build, tokens
@@ -52,10 +53,12 @@ class Reader:
         parts: dict[int, int],
         kept: tuple[tuple[int, int, int], ...] = (),
         wrong: dict[int, int] | None = None,
+        fixed: FixedStep | None = None,
     ) -> None:
         """parts: slot -> new tokens; slot i reads text i mod 3.  Everything said is checked.
 
-        wrong: so many tokens more, of something else, which are taken back.
+        wrong: so many tokens more, of something else, which are taken back.  fixed: what the call is made
+        with, of one token of each slot.
         """
         spans, ids = [], []
         for slot, new in parts.items():
@@ -67,7 +70,11 @@ class Reader:
                 own.append(self.free.pop())
             self.cache.assign(slot, own)
         all_ids = torch.cat(ids)
-        got = self.model.paged(all_ids, spans, self.cache, torch.arange(len(all_ids)))
+        if fixed is None:
+            got = self.model.paged(all_ids, spans, self.cache, torch.arange(len(all_ids)))
+        else:
+            self.model.fill(fixed, all_ids, spans, self.cache)
+            got = self.model.paged_fixed(fixed, self.cache)[1][: len(all_ids)]
         self.cache.commit(kept, list(parts.values()) if wrong else None)
         for span, part in zip(spans, got.split([s.new for s in spans]), strict=True):
             new = parts[span.slot]
@@ -135,6 +142,34 @@ def test_a_state_from_within_a_call_whose_last_tokens_are_taken_back(reader: Rea
         reader.step({3: new, 0: 5}, wrong={3: 3})
 
 
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_steps_of_fixed_shape(reader: Reader, batch: int) -> None:
+    """Of as many sequences as there are places, and of fewer; calls of other shapes come in between."""
+    reader.begin(batch)
+    fixed = reader.cache.fixed_step(batch, 200)
+    assert fixed.context == 256
+    addresses = {name: fixed.part(name).data_ptr() for name in ("ids", "window", "table")}
+    reader.step({1: 60, 2: 7})
+    for turn in range(75):
+        slots = [(turn + i) % 3 for i in range(min(batch, 3) - turn % 2)] or [turn % 3]
+        reader.step(dict.fromkeys(slots, 1), fixed=fixed)
+        if turn % 20 == 19:
+            reader.step({0: 1, 1: 7})
+    assert addresses == {name: fixed.part(name).data_ptr() for name in addresses}
+
+
+def test_a_state_from_a_step_of_fixed_shape(reader: Reader) -> None:
+    reader.begin(0)
+    fixed = reader.cache.fixed_step(4, 128)
+    reader.step({0: 61, 1: 20})
+    reader.step({1: 1, 0: 1}, kept=((1, 62, 3),), fixed=fixed)
+    own = [reader.free.pop()]
+    reader.cache.copy_block(reader.blocks[0][0], own[0])
+    reader.blocks[3], reader.past[3] = own, 62
+    for _ in range(30):
+        reader.step({3: 1, 1: 1, 0: 1}, fixed=fixed)
+
+
 @pytest.mark.parametrize("position", [0, 1, 8, 17, 63, 64, 65, 80])
 def test_a_state_from_within_a_call(reader: Reader, position: int) -> None:
     """Tokens 0 to 59, then 60 to 79 and a copy of the state in their midst or before their end."""
@@ -192,6 +227,7 @@ def test_a_window_of_one_token() -> None:
     own = Reader(build(replace(TINY, sliding_window=1)))
     own.step({0: 20, 1: 3})
     own.step({0: 1, 1: 1})
+    own.step({0: 1, 1: 1}, fixed=own.cache.fixed_step(3, 100))
 
 
 def test_what_is_refused() -> None:
@@ -202,6 +238,12 @@ def test_what_is_refused() -> None:
         model.paged(torch.tensor([97]), [Span(0, 0, 1)], cache, wanted)
     with pytest.raises(RequestError, match="exceed max_position_embeddings"):
         model.paged(torch.tensor([3]), [Span(0, 1024, 1)], cache, wanted)
+    step = cache.fixed_step(1, 4096)
+    assert step.context == 1024
+    with pytest.raises(RequestError, match="ids range from 97"):
+        model.fill(step, torch.tensor([97]), [Span(0, 0, 1)], cache)
+    with pytest.raises(RequestError, match="exceed max_position_embeddings"):
+        model.fill(step, torch.tensor([3]), [Span(0, 1024, 1)], cache)
     with pytest.raises(CacheError, match="another model"):
         build(TINY).paged(torch.tensor([3]), [Span(0, 0, 1)], cache, wanted)
 

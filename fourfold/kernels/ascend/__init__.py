@@ -5,6 +5,7 @@ machine has (forms.py).  docs/ascend.md says what has run where.
 
 FOURFOLD_ASCEND_TIER      T0, T1 or T2: use no higher tier; the first thing to try when a number looks wrong
 FOURFOLD_ASCEND_PACKAGES  modules that register operators of T2 when they are imported
+FOURFOLD_ASCEND_GRAPHS    0: no step is captured as a graph
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 from fourfold import kernels
 from fourfold.errors import KernelError
 from fourfold.kernels import reference
-from fourfold.kernels.ascend import aten, device, packages, products, public
+from fourfold.kernels.ascend import aten, device, int4, packages, products, public, published, shared_kv
 from fourfold.kernels.ascend.forms import TIERS, choose
 
 
@@ -25,9 +26,11 @@ def bring() -> None:
     device.settle()
     whole = [name for name in kernels.OPERATIONS if name not in kernels.COMPOSED]
     plain = {name: getattr(reference, name) for name in whole} | aten.OWN
-    forms = (*public.FORMS, *products.FORMS, *packages.FORMS)
+    forms = (*public.FORMS, *products.FORMS, *int4.FORMS, *published.FORMS, *packages.FORMS, *shared_kv.FORMS)
     operations, notes = choose(forms, plain, device.current_generation(), _highest_tier())
-    kernels.register("npu", operations, notes, plain)
+    kernels.register(
+        "npu", operations, notes, plain, record=device.record if device.graphs_wanted() else None
+    )
 
 
 def _highest_tier() -> str:

@@ -17,7 +17,8 @@ from fourfold.kernels import attention_reference, reference
 from fourfold.kernels.ascend.decode import decode
 from fourfold.kernels.formats import Rounding, is_integer, round_input, row_slabs
 
-_FEW_TOKENS = 8  # whose experts' weights may be gathered: 32 MiB each, decoded, in V4-Flash
+_FEW_TOKENS = 64  # whose experts' weights are gathered: a decode step
+_TOGETHER = 8  # of them at a time: 32 MiB each, decoded, in V4-Flash
 _ALL_ROWS = 4096  # of a buffer are scored rather than ask which of them are seen
 
 
@@ -76,8 +77,12 @@ def experts(
     stacks = (w1, s1), (w3, s3), (w2, s2)
     if w1.shape[0] == 1 and indices.shape[1] == 1 and places is None:
         return y.add_(_visit(x, weights, stacks, 0, limit, rounding))
-    add = _add_gathered if x.shape[0] <= _FEW_TOKENS else _add_by_expert
-    add(y, x, indices, weights, stacks, limit, rounding, places)
+    if x.shape[0] > _FEW_TOKENS:
+        _add_by_expert(y, x, indices, weights, stacks, limit, rounding, places)
+        return y
+    for start in range(0, x.shape[0], _TOGETHER):
+        part = slice(start, start + _TOGETHER)
+        _add_gathered(y[part], x[part], indices[part], weights[part], stacks, limit, rounding, places)
     return y
 
 
@@ -119,6 +124,17 @@ def ascending(numbers: Tensor) -> tuple[Tensor, Tensor]:
     return values.to(numbers.dtype), order
 
 
+def by_expert(numbers: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Choices [N, K] in the order of their experts: which they are [N·K], the place of each [N·K], and how
+    many each of `count` experts has [count] int64.  Never waits for the device."""
+    flat = numbers.flatten()
+    order = ascending(flat)[1]
+    where = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    ones = torch.ones(flat.shape, device=flat.device)
+    sizes = torch.zeros(count, device=flat.device).scatter_add_(0, flat.to(torch.int64), ones)
+    return order, where, sizes.to(torch.int64)
+
+
 def _rows_of(stack: Stack, rows: Tensor) -> Tensor:
     """Matrices [N, O, I] f32 of N rows of a stack."""
     return decode(*(None if part is None else _pick(part, rows) for part in stack))  # type: ignore[arg-type]
@@ -154,7 +170,7 @@ def _add_by_expert(
     amounts = weights.flatten()[order].unsqueeze(-1)
     rows = torch.arange(count, device=x.device) if places is None else places
     begin = 0
-    for size, row in _loads(numbers, rows):
+    for size, row in loads(numbers, rows):
         part = slice(begin, begin + size)
         begin += size
         if size == 0 or row < 0:
@@ -163,7 +179,7 @@ def _add_by_expert(
         y.index_add_(0, mine, _visit(x[mine], amounts[part], stacks, row, limit, rounding))
 
 
-def _loads(numbers: Tensor, rows: Tensor) -> list[tuple[int, int]]:
+def loads(numbers: Tensor, rows: Tensor) -> list[tuple[int, int]]:
     """How many choices each expert has, and its row of the stacks: asks the device."""
     table = torch.stack([torch.bincount(numbers, minlength=len(rows)), rows])
     return [(size, row) for size, row in table.transpose(0, 1).cpu().tolist()]

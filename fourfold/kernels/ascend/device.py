@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fourfold.errors import KernelError
 from fourfold.kernels.ascend.generation import Generation, generation_of
+from fourfold.kernels.recording import Recording
 
 _HELP = "docs/ascend.md says how to install torch_npu and CANN beside fourfold"
 
@@ -76,9 +79,30 @@ def settle() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def graphs_wanted() -> bool:
+    """False where the user wants every operation to be launched by itself."""
+    return os.environ.get("FOURFOLD_ASCEND_GRAPHS") != "0"
+
+
+def record(run: Callable[[], tuple[Tensor, ...]], beside: Recording | None) -> Recording:
+    """Capture `run` as an NPUGraph: a `fourfold.kernels.recording.Recorder`."""
+    if not hasattr(_module(), "NPUGraph"):
+        raise KernelError("this torch_npu has no NPUGraph")
+    graph = _module().NPUGraph()
+    memory = _module().graph_pool_handle() if beside is None else beside.memory
+    # What other threads do with the device is no part of it.
+    with _module().graph(graph, pool=memory, capture_error_mode="thread_local"):
+        results = run()
+    return Recording(results, graph.replay, memory)
+
+
 def describe() -> dict[str, str]:
     """Versions and facts of the current device, for reports; what cannot be asked is left out."""
     facts = {"device": _name(), "generation": str(current_generation() or "unknown")}
+    captured = (
+        "captured as graphs" if hasattr(_module(), "NPUGraph") else "not captured: torch_npu has no NPUGraph"
+    )
+    facts["decode steps"] = captured if graphs_wanted() else "not captured: FOURFOLD_ASCEND_GRAPHS=0"
     try:
         facts["torch_npu"] = importlib.import_module("torch_npu").__version__
         utils = importlib.import_module("torch_npu.npu.utils")

@@ -18,20 +18,21 @@ from fourfold.kernels.ascend.forms import Form
 from fourfold.kernels.ascend.public import A2_A3, BF16, draw
 from fourfold.kernels.formats import Rounding, channel_scale, is_integer, to_int8
 
+_SUMS = 0.1  # how near experts must come whose sums are rounded to bf16 between their products
 _LONGEST = 65535  # last dimension of a product's factors
-_MOST_GROUPS = 1024
+MOST_GROUPS = 1024
 _WIDEST_INNER = 10496  # of npu_dequant_swiglu_quant with groups
 
 
 def linear(x: Tensor, weight: Tensor, scale: Tensor | None, rounding: Rounding = Rounding.NONE) -> Tensor:
     assert scale is not None
-    codes, amplitude = _quantise(x.flatten(0, -2))
+    codes, amplitude = quantise(x.flatten(0, -2))
     scale = channel_scale(scale)
     y = _product(codes, weight, scale).float() * scale * amplitude.unsqueeze(-1)
     return y.to(x.dtype).view(*x.shape[:-1], -1)
 
 
-def _quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     """[N, I] -> int8 [N, I], scale [N] f32."""
     if x.dtype == torch.bfloat16:
         codes, scale = torch.ops.npu.npu_dynamic_quant.default(x)
@@ -53,10 +54,10 @@ def _is_int8(x: Tensor, weight: Tensor, scale: Tensor | None, rounding: Rounding
 
 
 def _linear_limit(x: Tensor, weight: Tensor, *_: object) -> str | None:
-    return _matrix_limit(weight.shape)
+    return matrix_limit(weight.shape)
 
 
-def _matrix_limit(*shapes: torch.Size) -> str | None:
+def matrix_limit(*shapes: torch.Size) -> str | None:
     longest = max(max(shape[-2:]) for shape in shapes)
     return f"a matrix of {longest} rows or columns, allowed: {_LONGEST}" if longest > _LONGEST else None
 
@@ -76,21 +77,35 @@ def experts_int8(
     places: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    scale = torch.cat([channel_scale(s1), channel_scale(s3)], dim=-1)
-    last = channel_scale(s2)
-    codes, amplitude = _quantise(x)
+    first, second, last = channel_scale(s1), channel_scale(s3), channel_scale(s2)
+    codes, amplitude = quantise(x)
     if w1.shape[0] == 1:
+        scale = torch.cat([first, second], dim=-1)
         sums = torch.cat([_product(codes, w[0], scale[0, : w.shape[1]]) for w in (w1, w3)], dim=-1)
         inner, inner_scale = _swiglu(sums, scale, amplitude, None, limit)
         y = _product(inner, w2[0], last[0]).float() * last * (inner_scale.unsqueeze(-1) * weights)
         return y if out is None else out.add_(y)
-    numbers, amounts = _ascending(indices, weights, w1.shape[0])
-    rows, where, sizes, amplitude = _route(codes, numbers, w1.shape[0], amplitude)
-    sums = torch.cat([_grouped(rows, w, sizes, torch.int32) for w in (w1, w3)], dim=-1)
-    inner, inner_scale = _swiglu(sums, scale, amplitude, sizes, limit)
-    y = _grouped(inner, w2, sizes, torch.int32).float() * inner_scale.unsqueeze(-1)
+    numbers, amounts = choices_in_order(indices, weights, w1.shape[0])
+    rows, where, sizes, amplitude = route(codes, numbers, w1.shape[0], amplitude)
+    y = pass_int8(rows, amplitude, sizes, (w1, first), (w3, second), w2, limit)
     channels = last.index_select(0, numbers.flatten()).view(*numbers.shape, -1)
-    return _combine(y, where, amounts.unsqueeze(-1) * channels, out)
+    return combine(y, where, amounts.unsqueeze(-1) * channels, out)
+
+
+Scaled = tuple[Tensor, Tensor]
+"""int8 weights [S, O, I], and their channels' scales [S, O] f32."""
+
+
+def pass_int8(
+    rows: Tensor, amplitude: Tensor, sizes: Tensor, w1: Scaled, w3: Scaled, w2: Tensor, limit: float
+) -> Tensor:
+    """Each expert's rows through it, but for the scales of w2's channels.
+
+    rows int8 [M, D], amplitude [M] f32 their scales, sizes [S] int64 -> [M, D] f32.
+    """
+    sums = torch.cat([_grouped(rows, w, sizes, torch.int32) for w, _ in (w1, w3)], dim=-1)
+    inner, inner_scale = _swiglu(sums, torch.cat([w1[1], w3[1]], dim=-1), amplitude, sizes, limit)
+    return _grouped(inner, w2, sizes, torch.int32).float() * inner_scale.unsqueeze(-1)
 
 
 def experts_bf16(
@@ -108,21 +123,21 @@ def experts_bf16(
     places: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    numbers, amounts = _ascending(indices, weights, w1.shape[0])
-    rows, where, sizes, _ = _route(x.to(torch.bfloat16), numbers, w1.shape[0], None)
+    numbers, amounts = choices_in_order(indices, weights, w1.shape[0])
+    rows, where, sizes, _ = route(x.to(torch.bfloat16), numbers, w1.shape[0], None)
     gate, up = (_grouped(rows, w, sizes, torch.bfloat16) for w in (w1, w3))
     inner = reference.swiglu(gate, up, limit).to(torch.bfloat16)
     y = _grouped(inner, w2, sizes, torch.bfloat16).float()
-    return _combine(y, where, amounts.unsqueeze(-1), out)
+    return combine(y, where, amounts.unsqueeze(-1), out)
 
 
-def _ascending(indices: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def choices_in_order(indices: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Each token's experts in ascending order, none beyond the last, and their weights."""
     numbers, order = ascending(indices.clamp(0, count - 1))
     return numbers.to(torch.int32), weights.gather(1, order)
 
 
-def _route(x: Tensor, numbers: Tensor, count: int, scale: Tensor | None) -> tuple[Tensor, ...]:
+def route(x: Tensor, numbers: Tensor, count: int, scale: Tensor | None) -> tuple[Tensor, ...]:
     """Tokens sorted by expert: rows [N·K, D], the row of each choice [N·K] int32, each expert's number of
     rows [count] int64, and the rows' scales."""
     rows, where, sizes, scales = torch.ops.npu.npu_moe_init_routing_v2.default(
@@ -173,7 +188,7 @@ def _swiglu(
     return inner, inner_scale
 
 
-def _combine(y: Tensor, where: Tensor, amounts: Tensor, out: Tensor | None) -> Tensor:
+def combine(y: Tensor, where: Tensor, amounts: Tensor, out: Tensor | None) -> Tensor:
     """Σ_k amounts[n, k] · y[where[n, k]] in float32; npu_moe_finalize_routing is documented for A2 alone."""
     chosen = y.index_select(0, where.clamp(0, y.shape[0] - 1)).view(*amounts.shape[:2], -1)
     result = (chosen * amounts).sum(dim=1)
@@ -182,25 +197,21 @@ def _combine(y: Tensor, where: Tensor, amounts: Tensor, out: Tensor | None) -> T
 
 def _are_int8(*arguments: Any, **options: Any) -> bool:
     x, indices, _, *stacks, _ = arguments[:10]
-    rounding, places = _rest(arguments, options)
+    rounding, places = experts_options(arguments, options)
     pairs = zip(stacks[::2], stacks[1::2], strict=True)
     alike = rounding is Rounding.INT8 and all(_is_int8(x, *pair, rounding) for pair in pairs)
     return alike and places is None and (stacks[0].shape[0] > 1 or indices.shape[1] == 1)
 
 
 def _are_bf16(*arguments: Any, **options: Any) -> bool:
-    stacks = arguments[3:9:2]
-    rounding, places = _rest(arguments, options)
-    many = stacks[0].shape[0] > 1
-    return (
-        rounding is Rounding.BF16
-        and many
-        and places is None
-        and all(w.dtype == torch.bfloat16 for w in stacks)
-    )
+    x, stacks = arguments[0], arguments[3:9:2]
+    rounding, places = experts_options(arguments, options)
+    # The operator's sums leave it as bf16, so a caller that has more than that keeps it elsewhere.
+    wanted = x.dtype == torch.bfloat16 and rounding is Rounding.BF16 and places is None
+    return wanted and stacks[0].shape[0] > 1 and all(w.dtype == torch.bfloat16 for w in stacks)
 
 
-def _rest(arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Rounding, Tensor | None]:
+def experts_options(arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Rounding, Tensor | None]:
     """rounding and places of a call of `experts`."""
     given = dict(zip(("rounding", "places", "out"), arguments[10:], strict=False)) | options
     return given.get("rounding", Rounding.NONE), given.get("places")
@@ -208,12 +219,16 @@ def _rest(arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Rounding
 
 def _experts_limit(*arguments: Any, **_: Any) -> str | None:
     w1, w2 = arguments[3], arguments[7]
-    if w1.shape[0] > _MOST_GROUPS:
-        return f"{w1.shape[0]} experts, allowed: {_MOST_GROUPS}"
-    inner = w1.shape[1]
-    if w1.dtype == torch.int8 and (inner % 64 or inner > _WIDEST_INNER):
-        return f"experts of width {inner}, allowed: multiples of 64 up to {_WIDEST_INNER}"
-    return _matrix_limit(w1.shape, w2.shape)
+    return experts_limit(w1.shape, w2.shape, int8=w1.dtype == torch.int8)
+
+
+def experts_limit(first: torch.Size, last: torch.Size, *, int8: bool) -> str | None:
+    """Why stacks of these shapes, [S, I, D] and [S, D, I], are beyond the operators."""
+    if first[0] > MOST_GROUPS:
+        return f"{first[0]} experts, allowed: {MOST_GROUPS}"
+    if int8 and (first[1] % 64 or first[1] > _WIDEST_INNER):
+        return f"experts of width {first[1]}, allowed: multiples of 64 up to {_WIDEST_INNER}"
+    return matrix_limit(first, last)
 
 
 def _int8(*shape: int) -> tuple[Tensor, Tensor]:
@@ -237,13 +252,13 @@ def _experts_trial(rounding: Rounding) -> tuple[Any, ...]:
     return (x, indices, draw(5, 2).abs(), *stacks, 10.0, rounding)
 
 
-_ROUTED = ("npu_moe_init_routing_v2", "npu_grouped_matmul")
+ROUTED = ("npu_moe_init_routing_v2", "npu_grouped_matmul")
 
 
-def _form(operation: str, operators: tuple[str, ...], **rest: Any) -> Form:
+def _form(operation: str, operators: tuple[str, ...], bound: float = BF16, **rest: Any) -> Form:
     names = tuple(f"npu::{name}" for name in operators)
     return Form(
-        operation=operation, operators=names, tier="T1", generations=A2_A3, options={}, bound=BF16, **rest
+        operation=operation, operators=names, tier="T1", generations=A2_A3, options={}, bound=bound, **rest
     )
 
 
@@ -254,12 +269,12 @@ FORMS = (
     ),
     _form(
         "experts",
-        (*_ROUTED, "npu_dequant_swiglu_quant", "npu_dynamic_quant", "npu_quant_matmul"),
+        (*ROUTED, "npu_dequant_swiglu_quant", "npu_dynamic_quant", "npu_quant_matmul"),
         run=experts_int8, note="int8 weights and inputs", covers=_are_int8, limit=_experts_limit,
         trial=lambda: _experts_trial(Rounding.INT8),
     ),
     _form(
-        "experts", _ROUTED, run=experts_bf16, note="bf16 weights and inputs", covers=_are_bf16,
+        "experts", ROUTED, _SUMS, run=experts_bf16, note="bf16 weights and inputs", covers=_are_bf16,
         limit=_experts_limit, trial=lambda: _experts_trial(Rounding.BF16),
     ),
 )  # fmt: skip

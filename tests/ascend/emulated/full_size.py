@@ -175,7 +175,7 @@ def answers(config: ModelConfig) -> Iterator[None]:
     reach = config.sliding_window - 1
     with (
         patch.object(Transformer, "_check_ids"),
-        patch.object(aten, "_loads", loads),
+        patch.object(aten, "loads", loads),
         patch.object(attention_reference, "_bounds", lambda rows: (0, reach + rows.shape[1])),
     ):
         yield
@@ -194,6 +194,15 @@ def step(model: Transformer, cache: PagedCache, spans: list[Span]) -> float:
     return peak.most / GIB
 
 
+def captured(model: Transformer, cache: PagedCache, spans: list[Span]) -> None:
+    """A decode step of two places more, as it is captured: nothing in it asks for values."""
+    fixed = cache.fixed_step(len(spans) + 2, CONTEXT)
+    fixed.fill(spans, [0] * len(spans))
+    streams, logits = model.paged_fixed(fixed, cache)
+    cache.commit()
+    assert streams.shape[:2] == (1, fixed.batch) and logits.shape == (fixed.batch, model.config.vocab_size)
+
+
 @pytest.mark.parametrize("deployment", HERE, ids=str)
 def test_prefill_and_decode(deployment: Deployment) -> None:
     model, slots = loaded(deployment), 4
@@ -205,6 +214,7 @@ def test_prefill_and_decode(deployment: Deployment) -> None:
     prefill = step(model, cache, [Span(0, CONTEXT - CHUNK, CHUNK)])
     decode = step(model, cache, [Span(0, CONTEXT - 1, 1)])
     step(model, cache, [Span(slot, 60 + slot, 2) for slot in range(slots)])  # several, drafted tokens
+    captured(model, cache, [Span(0, CONTEXT - 1, 1), Span(1, 70, 1)])
     weights = sum(tensor.nbytes for tensor in stored(deployment.config, deployment.recipe).values()) / GIB
     shape = Shape.of(deployment.config, numerics(NUMERICS))
     kv = (shape.slot_bytes + blocks * shape.block_bytes) / GIB

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import torch_npu
 from torch import Tensor
 
+from fourfold import kernels
 from fourfold.kernels import reference
 
 A5 = "950" in torch.get_device_module("npu").get_device_name(0)
@@ -95,6 +96,15 @@ def _by_column(weight: Tensor) -> tuple[Tensor, Tensor]:
     """[E, K, N] -> int8 codes and one float32 scale a column."""
     scale = weight.abs().amax(1) / 127
     return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
+def test_forms_of_stored_weights_pass_their_trials():
+    table = kernels.table("npu")
+    wanted = ["int8 weights and inputs", "int4 weights, int8 inputs", "bf16 weights and inputs"]
+    if A5:
+        wanted = ["FP4 weights, FP8 inputs of bf16", "one expert with FP8 weights and inputs"]
+        assert table["linear"].startswith("T1 npu_quant_matmul (FP8 weights and inputs, by blocks)")
+    assert [note for note in wanted if f"({note})" not in table["experts"]] == []
 
 
 def test_quant_matmul():

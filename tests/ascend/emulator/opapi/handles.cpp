@@ -81,6 +81,7 @@ void check(const char* name, const aclTensor& tensor, const Tensor& view) {
     throw std::invalid_argument(std::string(at::toString(dtype_of(tensor.type))) + " does not exist on " + soc().name);
   }
   size_t bytes = at::detail::computeStorageNbytes(view.sizes(), view.strides(), view.itemsize());
+  if (tensor.type == ACL_FLOAT4_E2M1) bytes /= 2;  // its shape and strides count values, two a byte
   if (!on_device(view.const_data_ptr(), bytes)) {
     throw std::invalid_argument("a tensor does not lie in device memory");
   }

@@ -1,4 +1,5 @@
-// Products of quantised matrices: int8 by the row, int4 weights, and MXFP8; one matrix or one a group of rows.
+// Products of quantised matrices: int8 by the row, int4 weights, FP8 by blocks, MXFP8, and MXFP8 with MXFP4
+// weights; one matrix or one a group of rows.
 #include "../acl/emulator.h"
 #include "entry.h"
 
@@ -17,9 +18,38 @@ static Tensor e8m0_factors(const Tensor& codes, int64_t width) {
 
 static bool is_fp8(const Tensor& x) { return x.scalar_type() == at::kFloat8_e4m3fn; }
 
+// Scales of 128 x 128 blocks, or of groups of 128 in a row, spread to [rows, columns].
+static Tensor spread_blocks(const Tensor& scale, int64_t row_size, int64_t rows, int64_t columns) {
+  Tensor wide = at::repeat_interleave(scale, 128, -1).narrow(-1, 0, columns);
+  return row_size == 1 ? wide : at::repeat_interleave(wide, row_size, -2).narrow(-2, 0, rows);
+}
+
+// Mode G-B: groups of 128 of each row of a, blocks of 128 x 128 of b; group sizes are packed in 32 + 16 + 16 bits.
+static void fp8_by_blocks(const Tensor& a, const Tensor& b, const Tensor& a_scale, const Tensor& b_scale,
+                          int64_t groups, Tensor out) {
+  int64_t m = a.size(0), k = a.size(1), n = b.size(1), across = (k + 127) / 128;
+  require(groups == (int64_t{1} << 32) + (128 << 16) + 128, "group_sizes [1, 128, 128] with scales of float32");
+  require(is_fp8(b) && b_scale.scalar_type() == at::kFloat && a_scale.scalar_type() == at::kFloat,
+          "float8_e4m3fn of both and scales of float32");
+  require(a_scale.sizes() == at::IntArrayRef({m, across}) &&
+              b_scale.sizes() == at::IntArrayRef({across, (n + 127) / 128}),
+          "scales [M, K/128] and [K/128, N/128]");
+  auto type = out.scalar_type();
+  require(type == at::kBFloat16 || type == at::kHalf || type == at::kFloat, "an output of bf16, fp16 or float32");
+  if (only_checking()) return;
+  Tensor left = a.to(at::kFloat) * spread_blocks(a_scale, 1, m, k);
+  Tensor right = b.to(at::kFloat) * spread_blocks(b_scale, 128, k, n);
+  out.copy_(at::matmul(left, right));
+}
+
 LIMITED(QuantMatmulV5, (Tensor a, Tensor b, Tensor a_scale, Tensor b_scale, Tensor, Tensor, Tensor offset, Tensor,
-                      Tensor bias, bool, bool, int64_t, Tensor out) {
+                      Tensor bias, bool, bool, int64_t groups, Tensor out) {
   require(!offset.defined(), "no offset in this emulation");
+  if (is_fp8(a) && a_scale.defined() && a_scale.dim() == 2) {
+    require(soc().has_fp8 && !bias.defined(), "FP8 by blocks: Ascend 950, and no bias");
+    fp8_by_blocks(a, b, a_scale, b_scale, groups, out);
+    return;
+  }
   if (is_fp8(a)) {
     require(is_fp8(b) && a_scale.dim() == 3 && b_scale.dim() == 3, "MXFP8: scales [.., K/64, 2] of both");
     if (only_checking()) return;
@@ -54,6 +84,17 @@ static Tensor unpacked(const Tensor& words) {
   return at::where(nibbles > 7, nibbles - 16, nibbles).flatten(-2).to(at::kChar);
 }
 
+
+// FP4 weights [g, K, N], transposed and so with neighbours of K in a byte, the first in its low bits -> [g, N, K].
+static Tensor e2m1_values(const Tensor& weight) {
+  int64_t groups = weight.size(0), k = weight.size(1), n = weight.size(2);
+  auto* bytes = const_cast<void*>(weight.const_data_ptr());
+  Tensor pairs = at::from_blob(bytes, {groups, n, k / 2}, {weight.stride(0) / 2, weight.stride(2) / 2, 1}, at::kByte);
+  Tensor codes = at::stack({at::bitwise_and(pairs, 15), at::bitwise_right_shift(pairs, 4)}, -1).flatten(-2);
+  Tensor values = at::tensor({0.f, .5f, 1.f, 1.5f, 2.f, 3.f, 4.f, 6.f});
+  values = at::cat({values, -values});
+  return values.index_select(0, codes.flatten().to(at::kLong)).view({groups, n, k});
+}
 
 static Tensor first(const Tensors& list) { return list.empty() ? Tensor() : list[0]; }
 static Tensor row(const Tensor& stack, int64_t group) { return stack.defined() ? stack[group] : Tensor(); }
@@ -91,6 +132,23 @@ static void check_types(const Tensor& x, const Tensor& weight, const Tensor& sca
   }
 }
 
+// MXFP8 rows with MXFP4 weights.
+static void check_mx(const Tensor& x, const Tensor& weight, const Tensor& scale, const Tensor& row_scale,
+                     const Tensor& out) {
+  int64_t m = x.size(0), k = weight.size(1), n = weight.size(2);
+  auto type = out.scalar_type();
+  require(soc().has_fp8, "Ascend 950");
+  require(is_fp8(x) && weight.scalar_type() == at::kFloat4_e2m1fn_x2 && weight.stride(1) == 1,
+          "with antiquant_scale an x of float8_e4m3fn and a transposed weight of float4_e2m1fn_x2");
+  require(x.size(1) == k && k % 64 == 0 && n % 32 == 0, "K that 64 divides and weights of whole 32 bytes");
+  require(scale.scalar_type() == at::kByte && scale.sizes() == at::IntArrayRef({weight.size(0), n, k / 64, 2}),
+          "an antiquant_scale [g, N, K/64, 2] of uint8");
+  require(row_scale.defined() && row_scale.scalar_type() == at::kFloat8_e8m0fnu &&
+              row_scale.sizes() == at::IntArrayRef({m, k / 64, 2}),
+          "a per_token_scale [M, K/64, 2] of float8_e8m0fnu");
+  require(type == at::kBFloat16 || type == at::kHalf, "y of bfloat16 or float16");
+}
+
 static void grouped(const Tensors& xs, const Tensors& weights, const Tensors& biases, const Tensors& scales,
                     const Tensors& antiquant, const Tensors& row_scales, const Tensor& groups, int64_t split,
                     int64_t group_type, int64_t list_type, const Tensors& outs) {
@@ -100,11 +158,19 @@ static void grouped(const Tensors& xs, const Tensors& weights, const Tensors& bi
   require(groups.defined() && groups.numel() <= 1024 && groups.scalar_type() == at::kLong,
           "a group_list of int64 with at most 1024 groups");
   require(list_type == 0 || list_type == 1, "group_list_type 0 or 1 in this emulation");
-  require(antiquant.empty(), "no antiquant_scale in this emulation");
   require(x.size(1) < 65536 && weight.size(2) < 65536, "inner axes below 65536");
-  check_types(x, weight, scale, out);
+  Tensor row_scale = first(row_scales), spread = first(antiquant);
+  if (spread.defined()) {
+    check_mx(x, weight, spread, row_scale, out);
+  } else {
+    check_types(x, weight, scale, out);
+  }
   if (only_checking()) return;
-  Tensor row_scale = first(row_scales);
+  if (spread.defined()) {
+    x = x.to(at::kFloat) * e8m0_factors(row_scale, x.size(1));
+    weight = (e2m1_values(weight) * e8m0_factors(spread, x.size(1))).transpose(1, 2);
+    row_scale = Tensor();
+  }
   int64_t begin = 0;
   for (int64_t group = 0; group < groups.numel(); ++group) {
     int64_t listed = groups[group].item<int64_t>();
