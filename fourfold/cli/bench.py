@@ -43,14 +43,7 @@ def _plot_file(file: Path | None) -> Path | None:
 
     if file is not None and file.suffix not in SUFFIXES:
         raise typer.BadParameter(f"{file} ends in neither of {', '.join(SUFFIXES)}")
-    return _file(file)
-
-
-def _file(file: Path | None) -> Path | None:
-    """Known before the long run: there is a folder to write into."""
-    if file is not None and not file.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {file.parent} for {file.name}")
-    return file
+    return options.new_file(file)
 
 
 def bench(
@@ -103,7 +96,7 @@ def bench(
         Path | None, typer.Option(callback=_plot_file, help="Draw the rates over the context: .svg or .png.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(callback=_file, help="Write the JSON document here too.")
+        Path | None, typer.Option(callback=options.new_file, help="Write the JSON document here too.")
     ] = None,
     json: options.Json = False,
 ) -> None:

@@ -64,6 +64,13 @@ def _size(name: str) -> Callable[[str | None], str | None]:
     return check
 
 
+def new_file(file: Path | None) -> Path | None:
+    """Known before the long run: there is a folder to write into."""
+    if file is not None and not file.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {file.parent} for {file.name}")
+    return file
+
+
 Device = Annotated[
     str, typer.Option(callback=known_device, help="Where to compute: cpu, cuda, cuda:1, npu …")
 ]

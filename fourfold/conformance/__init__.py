@@ -8,7 +8,8 @@ from pathlib import Path
 from fourfold.conformance.checkpoint import check_checkpoint
 from fourfold.conformance.golden import check_golden
 from fourfold.conformance.kernels import check_kernels
-from fourfold.conformance.report import Check, Finding, NotExercised, Report, machine
+from fourfold.conformance.report import Check, Finding, NotExercised, Report, broken, machine
+from fourfold.conformance.slice import check_slice
 from fourfold.loading import usable_device
 
 __all__ = ["Check", "NotExercised", "Report", "certify"]
@@ -19,8 +20,10 @@ def certify(
 ) -> Report:
     """Run every check on `device`; `folder` is the checkpoint to certify too, None for none.
 
-    progress is told the group of checks that begins and each check as it is done, one short line each.
-    Raises the errors of `fourfold.load` for a checkpoint or a device that cannot be used.
+    On an accelerator also two layers of V4-Flash at full width.  progress is told the group of checks that
+    begins and each check as it is done, one short line each.  A group that fails on the device is a failed
+    check; the others run on.  Raises the errors of `fourfold.load` for a checkpoint or a device that cannot
+    be used.
     """
     usable_device(device)
     report = Report(device, machine(device))
@@ -28,12 +31,17 @@ def certify(
         ("kernels", check_kernels(device)),
         ("golden vectors", check_golden(device)),
     ]
+    if usable_device(device).type != "cpu":
+        groups.append(("slice of Flash", check_slice(device)))
     if folder is not None:
         groups.append(("checkpoint", check_checkpoint(folder, device)))
     for title, findings in groups:
         progress(title)
-        for finding in findings:
-            report.add(finding)
-            if isinstance(finding, Check):
-                progress(f"{title}: {finding.name}")
+        try:
+            for finding in findings:
+                report.add(finding)
+                if isinstance(finding, Check):
+                    progress(f"{title}: {finding.name}")
+        except RuntimeError as error:  # of torch or the device; ours are FourfoldErrors
+            report.add(broken(title.split()[0], "ended early", "what follows was not measured", error))
     return report

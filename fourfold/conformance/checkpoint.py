@@ -110,12 +110,12 @@ def _check_paths(model: Transformer, passage: Passage, cache: Cache, whole: Tens
     blocks, split = len(model.layers), max(passage.measured - _ONE_BY_ONE, 1)
     chunks = _again(model, passage, cache, range(0, split, _CHUNK), split)
     label = f"chunks of {_CHUNK}"
-    yield from _near("one path", label, chunks, whole[:, :split], SAME, blocks)
+    yield from near("one path", label, chunks, whole[:, :split], SAME, blocks)
     yield _same_bits(model, label, chunks, whole[:, :split])
     steps = _again(model, passage, cache, range(split, passage.measured), passage.measured)
     if steps.shape[1]:
         label = f"{steps.shape[1]} tokens one by one"
-        yield from _near("one path", label, steps, whole[:, split:], SAME, blocks)
+        yield from near("one path", label, steps, whole[:, split:], SAME, blocks)
         yield _same_bits(model, label, steps, whole[:, split:])
 
 
@@ -160,7 +160,7 @@ def _check_reference(
     yield from _compare("reference", label, own, expected, model.config.layer_kinds, SAME)
     if expected.mtp_logits is not None and own.mtp_logits is not None:
         got = own.mtp_logits[:, -expected.mtp_logits.shape[1] :]
-        yield from _near("reference", "MTP block", got, expected.mtp_logits, SAME, len(model.layers) + 1)
+        yield from near("reference", "MTP block", got, expected.mtp_logits, SAME, len(model.layers) + 1)
 
 
 def _compare(
@@ -168,14 +168,14 @@ def _compare(
 ) -> Iterator[Check]:
     """Logits, and the streams by layer kind, over the tokens that both have."""
     tokens = expected.logits.shape[1]
-    yield from _near(name, label, got.logits[:, -tokens:], expected.logits, bounds, len(kinds))
+    yield from near(name, label, got.logits[:, -tokens:], expected.logits, bounds, len(kinds))
     states = [state[:, -tokens:] for state in got.hidden_states or ()]
     for kind, value in drift(states, expected.hidden_states or (), kinds).items():
         depth = max(i for i, other in enumerate(kinds, start=1) if other == kind)
         yield _measure(name, f"streams, {kind} blocks", value, bounds.streams * math.sqrt(depth))
 
 
-def _near(
+def near(
     name: str, label: str, got: Tensor, expected: Tensor, bounds: Bounds, blocks: int
 ) -> Iterator[Check]:
     """Three ways to read how far logits are from the expected ones, after so many blocks."""

@@ -12,13 +12,17 @@ from torch import Tensor
 
 from fourfold.kernels import ascend
 
+_LONGEST = 400  # characters of an error
+
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
     """One measured value and its bound.
 
-    group: "kernel", "golden" or "checkpoint". value: the error (or agreement) that is judged; at_least:
-    whether the bound is a lower one. max_abs, mean_abs: errors in the tensor's own unit, if there are any.
+    group: "kernel", "golden", "slice" or "checkpoint". value: the error (or agreement) that is judged;
+    at_least: whether the bound is a lower one. max_abs, mean_abs: errors in the tensor's own unit, if there
+    are any. seconds: what was measured took so long on the device, reference_seconds: and its reference on
+    the CPU. error: what kept it from a result, shortened.
     """
 
     group: str
@@ -29,11 +33,20 @@ class Check:
     at_least: bool = False
     max_abs: float | None = None
     mean_abs: float | None = None
+    seconds: float | None = None
+    reference_seconds: float | None = None
+    error: str | None = None
 
     @property
     def passed(self) -> bool:
         """Within its bound; NaN never is."""
         return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+
+def broken(group: str, name: str, detail: str, error: Exception) -> Check:
+    """A check that ended with an error: infinitely wrong."""
+    text = (str(error).strip() or repr(error))[:_LONGEST]
+    return Check(group=group, name=name, detail=detail, value=float("inf"), bound=0.0, error=text)
 
 
 @dataclass(frozen=True)
