@@ -12,7 +12,7 @@ from fourfold.conformance.report import Check, Finding, NotExercised, Report, br
 from fourfold.conformance.slice import check_slice
 from fourfold.loading import usable_device
 
-__all__ = ["Check", "NotExercised", "Report", "certify"]
+__all__ = ["Check", "NotExercised", "Report", "broken", "certify"]
 
 
 def certify(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tomllib
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.ascend.tables import ENTRY_POINTS, OPERATORS, memory_rows, native_ope
 pytestmark = pytest.mark.ascend
 HERE = Path(__file__).parent
 FILES = ("runtime", "operators", "model", "shipped", "full_size")
+RUNS = [*itertools.product(FILES, emulation.CHIPS), ("first_run", "A2")]
 
 
 @pytest.fixture(scope="session")
@@ -27,9 +29,8 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("generation", emulation.CHIPS)
-@pytest.mark.parametrize("file", FILES)
-def test_emulated(generation: str, file: str, tmp_path: Path, exports: Path) -> None:
+@pytest.mark.parametrize(("file", "generation"), RUNS)
+def test_emulated(file: str, generation: str, tmp_path: Path, exports: Path) -> None:
     outcome = emulation.run_tests(generation, HERE / "emulated" / f"{file}.py", tmp_path, exports)
     assert outcome.code == 0, outcome.output
     print(outcome.measured)

@@ -139,6 +139,18 @@ def test_verify_passes_on_this_machine(run, tiny_folder, monkeypatch):
     assert {entry["group"] for entry in document["checks"]} == {"kernel", "golden", "checkpoint"}
 
 
+def test_verify_writes_a_report_that_can_be_sent(run, tiny_folder, tmp_path, monkeypatch):
+    failed = conformance.broken("kernel", "rope", "2 heads", RuntimeError("EZ9999: inner error"))
+    report = Report("cpu", {"device": "test"}, [check("golden", 0.0), failed])
+    monkeypatch.setattr(verify_module, "certify", lambda *_: report)
+    ran = run("verify", tiny_folder, "--report", tmp_path / "report.json")
+    assert ran.code == 1 and "kernel rope, 2 heads: EZ9999: inner error" in ran.err
+    document = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert document["checkpoint"] == tiny_folder.name and not document["passed"]
+    assert [entry["error"] for entry in document["checks"]] == [None, "EZ9999: inner error"]
+    assert run("verify", tiny_folder, "--report", tmp_path / "no" / "report.json").code == 2
+
+
 def test_verify_says_what_it_did_not_exercise(run, tiny_folder, monkeypatch):
     report = Report("cpu", {"device": "test"}, [check("kernel", 0.0)])
     report.add(conformance.NotExercised("the indexer's choice", "needs 2,052 tokens"))
