@@ -14,6 +14,12 @@ from safetensors import safe_open
 
 import fourfold
 from tests.ascend import python_device
+from tests.ascend.emulated.engine import (  # noqa: F401
+    always,
+    test_a_request_gets_what_it_gets_alone,
+    tiny,
+    witness,
+)
 
 HERE = Path(__file__).parent
 GOLDEN = Path(fourfold.__file__).parent / "conformance" / "golden"

@@ -16,7 +16,7 @@ from tests.ascend.tables import ENTRY_POINTS, OPERATORS, memory_rows, native_ope
 
 pytestmark = pytest.mark.ascend
 HERE = Path(__file__).parent
-FILES = ("runtime", "operators", "model", "shipped", "full_size")
+FILES = ("runtime", "operators", "model", "shipped", "engine", "full_size")
 RUNS = [*itertools.product(FILES, emulation.CHIPS), ("first_run", "A2")]
 
 

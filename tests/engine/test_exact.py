@@ -73,9 +73,10 @@ def check_alone(
         if (sampling.seed, position) not in witness.seen:
             assert token is None  # it ended at max_tokens
             return
-        logits = model(torch.tensor([fed]), cache=cache, logits="last").logits[0, -1]
-        seen = witness.seen[sampling.seed, position]
-        if cpu.available():
+        ids = torch.tensor([fed], device=model.device)
+        logits = model(ids, cache=cache, logits="last").logits[0, -1].cpu()
+        seen = witness.seen[sampling.seed, position].cpu()
+        if model.device.type == "cpu" and cpu.available():
             assert torch.equal(seen, logits)
             chosen = sample(logits, sampling, position)
             assert chosen == (model.config.eos_token_id if token is None else token)
