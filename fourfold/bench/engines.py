@@ -126,7 +126,9 @@ class WorkerEngine:
 def _program(name: str) -> str:
     # torch first: its OpenMP then starts with the environment's settings, not with those that fourfold makes.
     first = "import torch; " if name == "transformers" else ""
-    return f"{first}from fourfold.bench.worker import main; main()"
+    # stdout carries replies alone: what libraries print (torch_npu, when torch imports it) goes to stderr.
+    replies = "import os; replies = os.dup(1); os.dup2(2, 1); "
+    return f"{replies}{first}from fourfold.bench.worker import main; main(replies)"
 
 
 def _environment(name: str) -> dict[str, str]:

@@ -102,7 +102,12 @@ def bench(
             "bytes_total": facts.bytes_total,
             "weight_bytes_per_token": facts.bytes_per_token,
         },
-        "settings": {**vars(settings), "ram": ram, "probe_bytes": machine.bytes},
+        "settings": {
+            **vars(settings),
+            "device_memory": device_memory,
+            "ram": ram,
+            "probe_bytes": machine.bytes,
+        },
         "engines": reports,
         "not_compared": {**missing, **outcome.left_out},
         "limits": limits(outcome),

@@ -133,15 +133,13 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak << 10
 
 
-def main() -> None:
-    """Serve until stdin ends."""
+def main(replies: int) -> None:
+    """Serve until stdin ends; replies go to that descriptor."""
     engine, folder, load = sys.argv[1:4]
-    # Whatever a library prints belongs on stderr: stdout carries replies alone.
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    out = os.fdopen(replies, "w", encoding="utf-8")
 
     def reply(value: dict[str, Any]) -> None:
-        print(json.dumps(value), file=replies, flush=True)
+        print(json.dumps(value), file=out, flush=True)
 
     try:
         begin = time.perf_counter()
@@ -154,7 +152,3 @@ def main() -> None:
     except Exception as error:  # said in one line to whoever asked, and whole on stderr
         traceback.print_exc()
         reply({"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"})
-
-
-if __name__ == "__main__":
-    main()

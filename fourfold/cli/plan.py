@@ -213,6 +213,8 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
             ),
         ),
     ]
+    if plan.on_each is not None:
+        rows.append(("each device", plan.on_each))
     if plan.machine.disk_rate is not None:
         rows.append(("disk", f"{plan.machine.disk_rate / 1e9:.2f} GB/s of whole experts at random"))
         rows.append(("experts cached", f"{plan.placement.cached_share:.0%}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ class Plan:
     time to the first token.  All three, costs too, are empty where the model does not fit.
     kv_bytes: of one sequence, bf16.  hosted: list prices of DeepSeek's API, if it offers the model.
     reports: what others published for this model on this hardware.
+    on_each: where several devices share the model, what one of them has, in words.
     assumptions: what the prediction rests on, in words.
     """
 
@@ -52,6 +54,7 @@ class Plan:
     costs: list[Cost]
     hosted: list[HostedPrice]
     reports: list[Report]
+    on_each: str | None
     assumptions: list[str]
 
     def to_json(self) -> dict[str, Any]:
@@ -118,6 +121,7 @@ def plan(
             for report in reports()
             if report.model == family(demand.config) and machine.device.name in report.hardware
         ],
+        on_each=_on_each(demand, machine),
         assumptions=[*_assumptions(machine, placement, table, tariff), *_mismatches(demand, machine)],
     )
 
@@ -212,6 +216,11 @@ def _mismatches(demand: Demand, machine: Machine) -> list[str]:
             f"{device.name} has no products of {' or '.join(decoded)}: such weights are decoded before each, "
             "which the speeds leave out; --format w8a8 or w4a8 predicts them converted by fourfold export"
         )
+    if machine.devices > 1 and sum(_shares(demand, machine)) > device.memory:
+        lines.append(
+            "all but the experts, whole on every device, is too much: that has to be cut over the "
+            f"{machine.devices}, too"
+        )
     heads = demand.config.num_attention_heads
     if device.local_heads and (heads % machine.devices or heads // machine.devices not in device.local_heads):
         allowed = " or ".join(map(str, device.local_heads))
@@ -220,6 +229,28 @@ def _mismatches(demand: Demand, machine: Machine) -> list[str]:
             f"{machine.devices}, attention has to be whole on each device"
         )
     return lines
+
+
+def _on_each(demand: Demand, machine: Machine) -> str | None:
+    """32 of 256 experts a layer, 33.0 GiB; of 64 heads 8; all else at most 10.0 GiB"""
+    config, devices = demand.config, machine.devices
+    if devices == 1:
+        return None
+    experts, rest = (f"{size / 2**30:.1f} GiB" for size in _shares(demand, machine))
+    count = math.ceil(config.n_routed_experts / devices)
+    # Heads are cut with their output groups, and not beyond what the device's operators take.
+    heads = config.num_attention_heads // math.gcd(config.o_groups, devices)
+    if machine.device.local_heads and heads not in machine.device.local_heads:
+        heads = config.num_attention_heads
+    return (
+        f"{count} of {config.n_routed_experts} experts a layer, {experts}; "
+        f"{heads} of {config.num_attention_heads} heads; all else whole, up to {rest}"
+    )
+
+
+def _shares(demand: Demand, machine: Machine) -> tuple[float, int]:
+    """Bytes that a device has of the routed experts, and of all else where it is not cut."""
+    return (demand.expert_bytes + demand.mtp_expert_bytes) / machine.devices, demand.resident_bytes
 
 
 def _parts(machine: Machine) -> list[Hardware]:

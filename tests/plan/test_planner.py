@@ -209,6 +209,19 @@ def test_wrong_machines():
         Tariff(price=math.nan)
 
 
+def test_what_one_of_several_devices_has():
+    made = plan(find_model("flash", "w8a8"), Machine(device=listed_hardware("ascend-910b"), devices=8))
+    assert (
+        made.on_each == "32 of 256 experts a layer, 33.0 GiB; 8 of 64 heads; all else whole, up to 10.0 GiB"
+    )
+    assert not any("too much" in line for line in made.assumptions)
+    tight = plan(find_model("pro", "w4a8"), Machine(device=listed_hardware("ascend-910b"), devices=16))
+    assert any("has to be cut over the 16" in line for line in tight.assumptions)
+    whole = plan(find_model("pro"), Machine(device=listed_hardware("ascend-950dt"), devices=16))
+    assert whole.on_each is not None and "128 of 128 heads" in whole.on_each
+    assert plan(find_model("flash"), listed_hardware("ascend-950dt")).on_each is None
+
+
 def test_ascend_says_what_its_formats_and_heads_do_not_suit():
     old = Machine(device=listed_hardware("ascend-910b"), devices=8)
     published, converted = (plan(find_model("flash", to), old) for to in (None, "w8a8"))
