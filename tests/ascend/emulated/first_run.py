@@ -12,7 +12,9 @@ import pytest
 
 from fourfold import kernels
 from fourfold.cli.main import main
+from fourfold.conformance import kernels as measured
 from fourfold.conformance import slice as slices
+from fourfold.conformance.golden import FOLDER as GOLDEN
 
 
 def test_verify_runs_to_the_end_and_writes_its_report(
@@ -20,8 +22,9 @@ def test_verify_runs_to_the_end_and_writes_its_report(
 ) -> None:
     narrow = {"vocab_size": 8192, "num_nextn_predict_layers": 0, "moe_intermediate_size": 256}
     monkeypatch.setattr(slices, "_SHAPE", {"layers": 2, "experts": 8, "hidden": 512, "overrides": narrow})
+    monkeypatch.setattr(measured, "_TIMED", 1)
     file = tmp_path / "verify.json"
-    assert main(["verify", "--device", "npu", "--report", str(file)]) == 0
+    assert main(["verify", str(GOLDEN), "--device", "npu", "--report", str(file)]) == 0
     found = json.loads(file.read_text(encoding="utf-8"))
     assert found["machine"]["generation"].startswith("A") and found["machine"]["CANN"] != "unknown"
     assert set(found["operations"]) == set(kernels.OPERATIONS)
