@@ -61,6 +61,7 @@ def check_document(document):
         "decode": 2,
         "repetitions": 2,
         "ram": None,
+        "device_memory": None,
         "probe_bytes": 4 << 20,
     }
     assert document["model"]["numerics"] == "deployed" and document["model"]["layers"] == 4
