@@ -46,7 +46,9 @@ def cache_facts(model: Transformer) -> dict[str, str]:
         "streams": repr((shape.block_tokens, sorted(shape.slots.items()), sorted(shape.blocks.items()))),
         "code": _code(),
         "torch": f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()}",
-        "kernels": json.dumps([cpu.describe()["isa"], kernels.table(device.type)], sort_keys=True),
+        "kernels": json.dumps(
+            [cpu.describe()["isa"], kernels.fp4_input("cpu").name, kernels.table(device.type)]
+        ),
         "machine": f"{platform.machine()} {_chip(device)}",
     }
 

@@ -244,10 +244,10 @@ def pack_rows(x: Tensor, last: int, bits: int) -> Tensor:
     sizes = (grouped / scale).abs()
     codes = _e4m3_codes(sizes) if bits == 8 else _e2m1_codes(sizes)
     whole = ~grouped.isnan().any(-1, keepdim=True)
-    signs = (grouped.view(torch.int32) < 0) << (bits - 1)
-    codes = (codes | signs).where(whole, 0).flatten(-2)[..., :width]
+    signs = (grouped.view(torch.int32) < 0).to(torch.int32) * (1 << bits - 1)
+    codes = (codes + signs).where(whole, 0).flatten(-2)[..., :width]
     if bits == 4:
-        codes = codes[..., ::2] | codes[..., 1::2] << 4
+        codes = codes[..., ::2] + codes[..., 1::2] * 16
     exponents = (scale.view(torch.int32) >> 23).where(whole, 255)
     parts = [codes.to(torch.uint8), exponents.squeeze(-1).to(torch.uint8)]
     return torch.cat([*parts, tail.to(torch.bfloat16).contiguous().view(torch.uint8)], dim=-1)
@@ -260,7 +260,7 @@ def unpack_rows(packed: Tensor, rows: Tensor, width: int, last: int, bits: int) 
     codes, exponents, tail = raw.split([body * bits // 8, -(-body // group), 2 * last], dim=-1)
     table = (_BYTE_TO_E4M3 if bits == 8 else _BYTE_TO_PAIR).to(packed.device)
     values, _ = _in_groups(table[codes.to(torch.int32)].flatten(1), group)
-    scale = (exponents.to(torch.int32) << 23).view(torch.float32).where(exponents != 255, torch.nan)
+    scale = (exponents.to(torch.int32) * (1 << 23)).view(torch.float32).where(exponents != 255, torch.nan)
     decoded = (values * scale.unsqueeze(-1)).flatten(1)[:, :body].to(torch.bfloat16)
     if last == 0:
         return decoded
