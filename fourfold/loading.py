@@ -10,6 +10,7 @@ import torch
 from fourfold import kernels
 from fourfold.config import ModelConfig
 from fourfold.errors import RequestError
+from fourfold.model.numerics import Kv
 from fourfold.model.transformer import Transformer
 from fourfold.tiers import Plan, TieredExperts, plan, plan_beside
 from fourfold.tiers.copy import copied
@@ -32,6 +33,7 @@ def load(
     ram: str | int | None = None,
     expert_copy: str | Path | None = None,
     device_memory: str | int | None = None,
+    kv: Kv | None = None,
 ) -> Transformer:
     """The model of a checkpoint folder or Hugging Face repo id, its weights packed as stored.
 
@@ -41,6 +43,9 @@ def load(
     from disk when they are needed, `.tiers` counts them.  None: the free RAM less an 8th, if the model does
     not fit into that.  expert_copy: a folder that then gets a page-aligned copy of the experts, once, for
     faster reads.  device_memory: the same of an accelerator's; experts that do not fit there are the CPU's.
+    kv: how an engine's cache keeps windows, entries and index keys: "bf16", or "published", FP8 and FP4 in
+    half the bytes; exact numerics keep float32.  None: "bf16".  Deployed numerics round to FP8 and FP4
+    anyway, so that both give the same bits; fast ones round so with "published" only.
     DownloadError, ConfigError, TokenizerError, CheckpointError: nothing is half loaded.  RequestError,
     KernelError: an unusable device; no size, or one too small for the model.  All that is small is read and
     checked before the weights.
@@ -53,7 +58,7 @@ def load(
     folder = resolve(path_or_repo_id)
     config = ModelConfig.from_file(folder / "config.json")
     with torch.device("meta"):
-        model = Transformer(config, numerics)
+        model = Transformer(config, numerics, kv)
     if (folder / "tokenizer.json").exists():
         model.tokenizer = Tokenizer(folder)
     items = checkpoint_items(folder, config)

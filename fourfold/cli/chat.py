@@ -61,6 +61,7 @@ def chat(
     draft: options.Draft = "none",
     device: options.Device = "cpu",
     numerics: options.Numerics = "fast",
+    kv: options.Kv = None,
     threads: options.Threads = 0,
     device_memory: options.DeviceMemory = None,
     ram: options.Ram = None,
@@ -100,6 +101,7 @@ def chat(
         device_memory=device_memory,
         ram=ram,
         expert_copy=expert_copy,
+        kv=kv,
     )
     sampling = opened.sampler(
         temperature=temperature,

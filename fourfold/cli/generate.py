@@ -46,6 +46,7 @@ def generate(
     draft: options.Draft = "none",
     device: options.Device = "cpu",
     numerics: options.Numerics = "fast",
+    kv: options.Kv = None,
     threads: options.Threads = 0,
     device_memory: options.DeviceMemory = None,
     ram: options.Ram = None,
@@ -82,6 +83,7 @@ def generate(
         device_memory=device_memory,
         ram=ram,
         expert_copy=expert_copy,
+        kv=kv,
     )
     sampling = opened.sampler(
         temperature=temperature,

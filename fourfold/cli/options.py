@@ -81,6 +81,14 @@ Numerics = Annotated[
         "products and cache."
     ),
 ]
+Kv = Annotated[
+    Literal["published", "bf16"] | None,
+    typer.Option(
+        help="How the KV cache is stored: published is FP8 and FP4, half of bf16; deployed numerics round to "
+        "that anyway.",
+        show_default="bf16, float32 with exact",
+    ),
+]
 Threads = Annotated[int, typer.Option(help="CPU threads that compute; 0 leaves it to torch.", min=0)]
 Ram = Annotated[
     str | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -81,6 +82,10 @@ def plan(
         Literal["w8a8", "w4a8"] | None,
         typer.Option(help="As `fourfold export --format` would convert it.", show_default="as it is"),
     ] = None,
+    kv: Annotated[
+        Literal["published", "bf16"],
+        typer.Option(help="How the KV cache is stored: published is FP8 and FP4."),
+    ] = "bf16",
     context: Annotated[int, typer.Option(help="Tokens that each sequence has when decoded.", min=1)] = 8192,
     concurrency: Annotated[int, typer.Option(help="Sequences decoded together.", min=1)] = 1,
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt that is prefilled.", min=1)] = 2048,
@@ -108,7 +113,7 @@ def plan(
         raise typer.BadParameter("--power needs --electricity, the price of a kWh")
     use_threads(threads)
     tariff = planning.Tariff(power=power, electricity=electricity, price=price, currency=currency)
-    demand = planning.find_model(model, format)
+    demand = replace(planning.find_model(model, format), kv=kv)
     planning.check(demand.config, context=context, concurrency=concurrency, prompt=prompt)
     device = _hardware(hardware)
     machine = planning.Machine(

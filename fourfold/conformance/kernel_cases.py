@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fourfold.kernels.formats import Rounding
+from fourfold.kernels.formats import Rounding, pack_rows
 from fourfold.weights.formats import pack_int4, scale_bits
 
 # Errors are read against the rms of the reference's result.
@@ -262,6 +262,19 @@ def _rounding(draw: Draw) -> Iterator[Case]:
                 yield Case(operation, label, (x.to(dtype), group), SAME)
 
 
+def _packing(draw: Draw) -> Iterator[Case]:
+    # Rows of entries, of few values whose last group is short, and of index keys.
+    for width, last, bits in ((512, 64, 8), (100, 8, 8), (128, 0, 4)):
+        for dtype in (torch.float32, torch.bfloat16):
+            x = draw.normal(9, width) * 10.0 ** torch.arange(-6.0, 3.0).unsqueeze(1)
+            x[4] = 0.0
+            label = f"{width} values, {bits} bits, {str(dtype).removeprefix('torch.')}"
+            yield Case("pack_rows", label, (x.to(dtype), last, bits), SAME)
+        packed = pack_rows(x, last, bits)
+        chosen = draw.integers(0, 9, 20)
+        yield Case("unpack_rows", label, (packed, chosen, width, last, bits), SAME)
+
+
 def _attention_layer(draw: Draw) -> Iterator[Case]:
     heads, width, rank, model, groups, m = 4, 64, 128, 256, 2, 4
     for tokens in (1, 9):
@@ -373,6 +386,7 @@ _FAMILIES: tuple[Callable[[Draw], Iterator[Case]], ...] = (
     _sparse_attention,
     _hyper_connections,
     _rounding,
+    _packing,
     _attention_layer,
     _compressor_entries,
     _mixture,

@@ -46,7 +46,9 @@ def cache_facts(model: Transformer) -> dict[str, str]:
         "streams": repr((shape.block_tokens, sorted(shape.slots.items()), sorted(shape.blocks.items()))),
         "code": _code(),
         "torch": f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()}",
-        "kernels": json.dumps([cpu.describe()["isa"], kernels.table(device.type)], sort_keys=True),
+        "kernels": json.dumps(
+            [cpu.describe()["isa"], kernels.fp4_input("cpu").name, kernels.table(device.type)]
+        ),
         "machine": f"{platform.machine()} {_chip(device)}",
     }
 
@@ -65,6 +67,8 @@ def _weights(model: Transformer) -> str:
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
         found.update(_sample(tensor))
     if isinstance(model.tiers, TieredExperts):
+        # Which experts an accelerator computes and which the CPU.
+        found.update(model.tiers.mine.tobytes())
         for piece in _of_files(model.tiers.table.files):
             found.update(piece)
         # The device and the CPU round differently.

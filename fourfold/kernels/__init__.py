@@ -207,6 +207,24 @@ def round_fp4(x: Tensor, group: int) -> Tensor:
     return _impl("round_fp4", x)(x, group)
 
 
+def pack_rows(x: Tensor, last: int, bits: int) -> Tensor:
+    """Rows as the published KV cache has them.  x [..., C] -> [..., row_bytes(C, last, bits)] uint8.
+
+    All but the `last` values as round_fp8 in groups of 64, or round_fp4 in groups of 32 (bits 8 or 4), makes
+    them: codes, FP4 low nibble first, then e8m0 scales; then the last values in bf16.  What is on the grid
+    already comes back from `unpack_rows` with the same bits.
+    """
+    return _impl("pack_rows", x)(x, last, bits)
+
+
+def unpack_rows(packed: Tensor, rows: Tensor, width: int, last: int, bits: int) -> Tensor:
+    """Some of the rows that `pack_rows` made of C = `width` values.
+
+    packed [L, row_bytes] uint8; rows [n] int64 -> [n, C] bf16.
+    """
+    return _impl("unpack_rows", packed)(packed, rows, width, last, bits)
+
+
 def attention_inputs(
     streams: Tensor,
     entry: StreamEntry,

@@ -22,6 +22,8 @@ FP8_BLOCK = 128
 """Edge of the square of FP8 weights that share one scale."""
 FP4_GROUP = 32
 """Number of FP4 values along K that share one scale."""
+KV_GROUP = 64
+"""Number of values of a row of the KV cache that share one FP8 scale."""
 ACTIVATION_GROUP = 128
 """Number of values of a product's input that share one FP8 scale."""
 INT16_GROUP = 512
@@ -62,6 +64,14 @@ class Rounding(Enum):
     INT16_GROUPS = 5
 
 
+def _byte_to_e4m3_table() -> Tensor:
+    """In float32, by arithmetic: not every chip has the type."""
+    code = torch.arange(128)
+    exponent, mantissa = (code >> 3).float(), (code & 7).float()
+    sizes = torch.where(code < 8, mantissa * 2.0**-9, (1 + mantissa / 8) * torch.exp2(exponent - 7))
+    return torch.cat([sizes, -sizes])
+
+
 def _byte_to_pair_table() -> Tensor:
     values = torch.tensor(E2M1_VALUES + tuple(-v for v in E2M1_VALUES))
     code = torch.arange(256)
@@ -69,6 +79,7 @@ def _byte_to_pair_table() -> Tensor:
 
 
 _BYTE_TO_PAIR = _byte_to_pair_table()
+_BYTE_TO_E4M3 = _byte_to_e4m3_table()
 
 
 def is_packed(weight: Tensor) -> bool:
@@ -208,6 +219,73 @@ def round_fp4(x: Tensor, group: int = FP4_GROUP) -> Tensor:
     grouped, width = _in_groups(x, group)
     scale = power_of_two_scale(grouped.abs().amax(-1, keepdim=True).clamp_min(_FP4_AMAX_FLOOR), FP4_MAX)
     return (round_to_e2m1(grouped / scale) * scale).flatten(-2)[..., :width].to(x.dtype)
+
+
+def row_bytes(width: int, last: int, bits: int) -> int:
+    """Bytes of a row that `pack_rows` makes of `width` values."""
+    body = width - last
+    return body * bits // 8 + -(-body // _row_group(bits)) + 2 * last
+
+
+def pack_rows(x: Tensor, last: int, bits: int) -> Tensor:
+    """Rows as the published KV cache has them.  x [..., C] -> [..., row_bytes] uint8.
+
+    All but the `last` values are rounded, to FP8 in groups of 64 or FP4 in groups of 32 (bits 8 or 4): first
+    their codes, FP4 low nibble first, then a byte e8m0 for each group, 255 where it has a NaN; then the last
+    values as bf16.
+    """
+    body, tail = x[..., : x.shape[-1] - last], x[..., x.shape[-1] - last :]
+    group, largest, floor = _row_group(bits), FP8_MAX, _FP8_AMAX_FLOOR
+    if bits == 4:
+        largest, floor = FP4_MAX, _FP4_AMAX_FLOOR
+    rounded = round_fp8(body, group) if bits == 8 else round_fp4(body, group)
+    grouped, width = _in_groups(rounded, group)
+    scale = power_of_two_scale(grouped.abs().amax(-1, keepdim=True).clamp_min(floor), largest)
+    sizes = (grouped / scale).abs()
+    codes = _e4m3_codes(sizes) if bits == 8 else _e2m1_codes(sizes)
+    whole = ~grouped.isnan().any(-1, keepdim=True)
+    signs = (grouped.view(torch.int32) < 0).to(torch.int32) * (1 << bits - 1)
+    codes = (codes + signs).where(whole, 0).flatten(-2)[..., :width]
+    if bits == 4:
+        codes = codes[..., ::2] + codes[..., 1::2] * 16
+    exponents = (scale.view(torch.int32) >> 23).where(whole, 255)
+    parts = [codes.to(torch.uint8), exponents.squeeze(-1).to(torch.uint8)]
+    return torch.cat([*parts, tail.to(torch.bfloat16).contiguous().view(torch.uint8)], dim=-1)
+
+
+def unpack_rows(packed: Tensor, rows: Tensor, width: int, last: int, bits: int) -> Tensor:
+    """Some of the rows that `pack_rows` made.  packed [L, row_bytes] uint8, rows [n] int64 -> [n, C] bf16."""
+    raw = packed.index_select(0, rows)
+    body, group = width - last, _row_group(bits)
+    codes, exponents, tail = raw.split([body * bits // 8, -(-body // group), 2 * last], dim=-1)
+    table = (_BYTE_TO_E4M3 if bits == 8 else _BYTE_TO_PAIR).to(packed.device)
+    values, _ = _in_groups(table[codes.to(torch.int32)].flatten(1), group)
+    scale = (exponents.to(torch.int32) * (1 << 23)).view(torch.float32).where(exponents != 255, torch.nan)
+    decoded = (values * scale.unsqueeze(-1)).flatten(1)[:, :body].to(torch.bfloat16)
+    if last == 0:
+        return decoded
+    return torch.cat(
+        [decoded, tail.clone(memory_format=torch.contiguous_format).view(torch.bfloat16)], dim=-1
+    )
+
+
+def _row_group(bits: int) -> int:
+    return KV_GROUP if bits == 8 else FP4_GROUP
+
+
+def _e4m3_codes(sizes: Tensor) -> Tensor:
+    """Of values that are on the grid and have no sign."""
+    bits = sizes.view(torch.int32)
+    small = (sizes.clamp_max(_E4M3_SMALLEST) * (8 / _E4M3_SMALLEST)).to(torch.int32)
+    return torch.where(sizes < _E4M3_SMALLEST, small, (bits >> 20) - (120 << 3)) & 127
+
+
+def _e2m1_codes(sizes: Tensor) -> Tensor:
+    twice = 2 * sizes
+    return (
+        torch.where(twice < 4, twice, torch.where(twice < 8, twice / 2 + 2, twice / 4 + 4)).to(torch.int32)
+        & 7
+    )
 
 
 def round_int8_groups(x: Tensor) -> Tensor:

@@ -22,11 +22,13 @@ from fourfold.kernels.formats import (
     decode,
     integer_codes,
     is_integer,
+    pack_rows,
     round_fp4,
     round_fp8,
     round_input,
     row_slabs,
     to_int8,
+    unpack_rows,
 )
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "index_topk",
     "linear",
     "moe",
+    "pack_rows",
     "pool",
     "rms_norm",
     "rope",
@@ -57,6 +60,7 @@ __all__ = [
     "route_topk",
     "shared_expert",
     "sparse_attention",
+    "unpack_rows",
 ]
 
 # 127 · 128 · 1024 < 2^24: so many products of int8 codes add up exactly in float32, in any order.

@@ -36,6 +36,8 @@ OPERATIONS = (
     "hc_head",
     "round_fp8",
     "round_fp4",
+    "pack_rows",
+    "unpack_rows",
     "attention_inputs",
     "attention",
     "compressor_inputs",

@@ -101,7 +101,7 @@ class Attention(Noted):
         """The slots of this call's rows and what attention sees, for `kernels.block`; None in a call that
         completes an entry, leaves one out, or has no such slots."""
         layout, (_, indexer) = batch.layout, self._choosing
-        if self.numerics.published or (self.ratio and layout.completed(self.ratio)):
+        if self.numerics.rounds_kv or (self.ratio and layout.completed(self.ratio)):
             return None
         if indexer is not None and layout.most_visible(self.ratio) > indexer.topk:
             return None
@@ -146,6 +146,7 @@ class Attention(Noted):
             chosen = batch.layout.listed(self.ratio)
         pending = memory.tail.extend(rows[0])
         if not batch.layout.completed(self.ratio):
-            return memory.entries.unchanged(), chosen
+            return memory.entries.seen(memory.entries.unchanged(), chosen)
         new = self.numerics.kv(compressor(pending, batch), self.rope_width)
-        return memory.entries.extend(new).expand(len(x), -1, -1), chosen
+        entries, chosen = memory.entries.seen(memory.entries.extend(new), chosen)
+        return None if entries is None else entries.expand(len(x), -1, -1), chosen

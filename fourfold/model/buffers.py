@@ -28,8 +28,27 @@ class KVBuffer(Protocol):
         they must be handed over."""
         ...
 
+    def in_order(self, buffer: Tensor) -> Tensor:
+        """What `extend` or `unchanged` gave, its rows in the order that the layout's `visible` counts."""
+        ...
 
-class FreshBuffer:
+    def seen(self, buffer: Tensor | None, chosen: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """The rows of it that attention reads, which are `chosen` [B, T, K] where that is no range, and their
+        numbers in what is given back."""
+        ...
+
+
+class AsItIs:
+    """A buffer whose rows lie in order and are read where they are."""
+
+    def in_order(self, buffer: Tensor) -> Tensor:
+        return buffer
+
+    def seen(self, buffer: Tensor | None, chosen: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        return buffer, chosen
+
+
+class FreshBuffer(AsItIs):
     """No memory: the buffer is what this call brings.  Autograd passes through."""
 
     def extend(self, rows: Tensor) -> Tensor:
@@ -82,7 +101,7 @@ class BufferGroup:
         return sum(buffer.bytes for buffer in self.buffers)
 
 
-class Buffer:
+class Buffer(AsItIs):
     """A buffer [B, capacity, D], made by the first rows that arrive, in their dtype.
 
     It follows its group's start and capacity when it is next written.  Each knows what its own first row

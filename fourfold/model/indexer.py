@@ -40,7 +40,7 @@ class Indexer(nn.Module):
         if keys is None or layout.most_visible(self.ratio) <= self.topk:
             return None
         q, weights = self.queries(x, qr, batch)
-        keys = layout.in_order(keys, self.ratio)
+        keys = memory.index_entries.in_order(keys)
         chosen = kernels.index_topk(q, weights, keys, layout.visible(self.ratio), self.topk)
         return layout.places(chosen, self.ratio)
 
@@ -49,7 +49,7 @@ class Indexer(nn.Module):
         if not batch.layout.completed(self.ratio):
             return memory.index_entries.unchanged()
         new = kernels.hadamard(self.compressor(pending, batch))
-        return memory.index_entries.extend(self.numerics.index(new))
+        return memory.index_entries.extend(self.numerics.index_key(new))
 
     def queries(self, x: Tensor, qr: Tensor, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         """q [B, T, heads, width] and the heads' weights [B, T, heads] f32."""
@@ -64,4 +64,4 @@ class Indexer(nn.Module):
             self.width**-0.5 * self.heads**-0.5,
             (wq_b.rounding, weights_proj.rounding),
         )
-        return self.numerics.index(q), weights
+        return self.numerics.index_query(q), weights

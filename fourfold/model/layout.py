@@ -96,12 +96,8 @@ class Layout:
         """Rows of the entries that each query sees [B, T, K] int64, -1 padded; None: `visible` says it."""
         return None
 
-    def in_order(self, stored: Tensor, ratio: int) -> Tensor:
-        """Stored entries [B, L, D] in the order that `visible` counts."""
-        return stored
-
     def places(self, chosen: Tensor, ratio: int) -> Tensor:
-        """Where entries lie that were chosen by that order, -1 padded."""
+        """Where entries lie that were chosen in the order that `visible` counts, -1 padded."""
         return chosen
 
     def _find_blocks(self, ratio: int, reach: int) -> Blocks:

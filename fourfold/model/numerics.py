@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,9 +12,9 @@ from torch import Tensor
 from fourfold import kernels
 from fourfold.errors import ConfigError
 from fourfold.kernels.composed import Stored
-from fourfold.kernels.formats import FP4_GROUP, Rounding, is_integer, is_packed
+from fourfold.kernels.formats import FP4_GROUP, KV_GROUP, Rounding, is_integer, is_packed
 
-_KV_GROUP = 64
+Kv = Literal["published", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Numerics:
     """Of inputs of products: where `published`, of those whose weights are not packed.  With a rounding,
     inputs of int8 and int4 weights are rounded to int8."""
     published: bool = False
+    packed: bool = False
+    """What a paged cache holds: rows of FP8 and index keys of FP4 as published, or of kv_dtype.  The values
+    are rounded to that in every cache."""
 
     def input_of(self, weight: Tensor, scale: Tensor | None) -> Rounding:
         """How a linear with this stored weight rounds its input."""
@@ -53,18 +57,30 @@ class Numerics:
             return (Rounding.NONE,) * len(stored)
         return tuple([self.input_of(weight, scale) for weight, scale in stored])
 
+    @property
+    def rounds_kv(self) -> bool:
+        """Whether rows of the KV cache and index keys are on the published grid."""
+        return self.published or self.packed
+
     def kv(self, kv: Tensor, rope_width: int) -> Tensor:
         """A window or compressed entry [..., C] as the cache keeps it; its last rope_width dims stay bf16."""
         kv = kv.to(self.kv_dtype or self.dtype)
-        if not self.published:
+        if not self.rounds_kv:
             return kv
         still, turned = kv[..., :-rope_width], kv[..., -rope_width:]
-        return torch.cat([kernels.round_fp8(still, _KV_GROUP), turned], dim=-1)
+        return torch.cat([kernels.round_fp8(still, KV_GROUP), turned], dim=-1)
 
-    def index(self, x: Tensor) -> Tensor:
-        """An index query or key after the Hadamard transform."""
+    def index_query(self, q: Tensor) -> Tensor:
+        """An index query after the Hadamard transform."""
+        return self._index(q, self.published)
+
+    def index_key(self, k: Tensor) -> Tensor:
+        """An index key after the Hadamard transform, as the cache keeps it."""
+        return self._index(k, self.rounds_kv)
+
+    def _index(self, x: Tensor, rounded: bool) -> Tensor:
         x = x.to(self.kv_dtype or self.dtype)
-        return kernels.round_fp4(x, FP4_GROUP) if self.published else x
+        return kernels.round_fp4(x, FP4_GROUP) if rounded else x
 
 
 _NUMERICS = {
@@ -74,8 +90,19 @@ _NUMERICS = {
 }
 
 
-def numerics(name: str) -> Numerics:
-    """The numerics of this name.  ConfigError if there is none."""
+KV: tuple[Kv, ...] = get_args(Kv)
+
+
+def numerics(name: str, kv: Kv | None = None) -> Numerics:
+    """The numerics of this name, which keep KV as `kv` says; None: as they do by themselves.
+
+    ConfigError: there are none of this name, no such KV, or exact ones are to round it.
+    """
     if name not in _NUMERICS:
         raise ConfigError(f"numerics is {name!r}; allowed: {', '.join(_NUMERICS)}")
-    return _NUMERICS[name]
+    if kv is None:
+        return _NUMERICS[name]
+    if kv not in KV or name == "exact":
+        allowed = "none, for exact numerics keep float32" if name == "exact" else ", ".join(KV)
+        raise ConfigError(f"kv is {kv!r} with numerics {name!r}; allowed: {allowed}")
+    return replace(_NUMERICS[name], packed=kv == "published")

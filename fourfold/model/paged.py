@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from fourfold.config import ModelConfig
+from fourfold.model.buffers import AsItIs
 from fourfold.model.memory import FRESH, LayerMemory
 from fourfold.model.paged_fixed import FixedLayout, FixedStep
 from fourfold.model.paged_layout import PagedLayout, Span
-from fourfold.model.paged_shape import Shape, Stream
+from fourfold.model.paged_shape import Packing, Shape, Stream
 
 _LINE = 64  # bytes; rows begin with a cache line
 
@@ -189,7 +190,7 @@ class PagedCache:
         return {name: data.unflatten(1, (self.blocks, -1)) for name, data in self._of_blocks.items()}
 
     def _layer(self, layer: int, kind: str) -> LayerMemory:
-        window = PagedWindow(self, self._of_slots["window"][layer])
+        window = PagedWindow(self, self._of_slots["window"][layer], self.shape.slots["window"].packing)
         if kind == "swa":
             return LayerMemory(window, FRESH, FRESH, FRESH, FRESH)
         place = self.shape.slots[f"{kind} tail"].layers.index(layer)
@@ -198,16 +199,16 @@ class PagedCache:
             return PagedTail(self, self._of_slots[f"{name} tail"][place])
 
         def entries(name: str) -> PagedEntries:
-            return PagedEntries(
-                self, self._of_blocks[f"{name} entries"][place], self.config.layer_ratios[layer]
-            )
+            stored = f"{name} entries"
+            packing, ratio = self.shape.blocks[stored].packing, self.config.layer_ratios[layer]
+            return PagedEntries(self, self._of_blocks[stored][place], ratio, packing)
 
         if kind == "hca":
             return LayerMemory(window, tail("hca"), entries("hca"), FRESH, FRESH)
         return LayerMemory(window, tail("csa"), entries("csa"), tail("csa index"), entries("csa index"))
 
 
-class PagedTail:
+class PagedTail(AsItIs):
     """A compressor's pending inputs.  The layout names the rows that make an entry."""
 
     def __init__(self, cache: PagedCache, data: Tensor) -> None:
@@ -235,18 +236,23 @@ class PagedTail:
 class PagedWindow(PagedTail):
     """A layer's window."""
 
+    def __init__(self, cache: PagedCache, data: Tensor, packing: Packing | None) -> None:
+        super().__init__(cache, data)
+        self.packing = packing
+
     def extend(self, rows: Tensor) -> Tensor:
         """rows [B, T, D] -> the windows of each row's sequences, one after the other, [B, L, D]."""
-        return (
-            super()
-            .extend(rows)[0]
-            .index_select(0, self.cache.running.window_rows)
-            .unflatten(0, (len(rows), -1))
-        )
+        wanted = self.cache.running.window_rows
+        if self.packing is None:
+            windows = super().extend(rows)[0].index_select(0, wanted)
+        else:
+            super().extend(self.packing.pack(rows))
+            windows = self.packing.unpack(self.data, wanted)
+        return windows.unflatten(0, (len(rows), -1))
 
     def slot(self, new: int) -> tuple[Tensor, Tensor] | None:
         call = self.cache.running
-        if len(call.spans) > 1:
+        if len(call.spans) > 1 or self.packing is not None:
             return None
         held = len(call.window_rows) - new
         start = self._staging - held
@@ -258,16 +264,20 @@ class PagedWindow(PagedTail):
 
 
 class PagedEntries:
-    """A layer's compressed entries or index keys."""
+    """A layer's compressed entries or index keys.  Packed rows are decoded when they are read."""
 
-    def __init__(self, cache: PagedCache, data: Tensor, ratio: int) -> None:
+    def __init__(self, cache: PagedCache, data: Tensor, ratio: int, packing: Packing | None) -> None:
         self.cache = cache
         self.data = data
         self.ratio = ratio
+        self.packing = packing
 
     def extend(self, rows: Tensor) -> Tensor:
-        """rows [B, S, D] -> the whole pool, [1, L, D]."""
-        self.data.index_copy_(0, self.cache.running.written(self.ratio), rows.flatten(0, 1))
+        """rows [B, S, D] -> the whole pool, [1, L, D] or as it is packed."""
+        new = rows.flatten(0, 1)
+        if self.packing is not None:
+            new = self.packing.pack(new)
+        self.data.index_copy_(0, self.cache.running.written(self.ratio), new)
         return self.data[None]
 
     def unchanged(self) -> Tensor:
@@ -275,3 +285,26 @@ class PagedEntries:
 
     def slot(self, new: int) -> None:
         return None
+
+    def in_order(self, buffer: Tensor) -> Tensor:
+        rows = self.cache.running.stored(self.ratio)
+        return self._read(rows.flatten()).unflatten(0, tuple(rows.shape))
+
+    def seen(self, buffer: Tensor | None, chosen: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if self.packing is None:
+            return buffer, chosen
+        if chosen is None:  # none is complete
+            return None, None
+        layout = self.cache.running
+        rows = layout.stored(self.ratio).flatten()
+        if isinstance(layout, FixedLayout) or chosen.numel() <= 2 * len(rows):
+            rows = chosen.flatten().clamp_min(0)
+            numbers = torch.arange(len(rows), device=rows.device).view_as(chosen)
+        else:  # many tokens choose from the same ones
+            numbers = layout.numbers(self.ratio, len(self.data))[chosen.clamp_min(0)]
+        return self._read(rows)[None], numbers.where(chosen >= 0, -1)
+
+    def _read(self, rows: Tensor) -> Tensor:
+        if self.packing is None:
+            return self.data.index_select(0, rows)
+        return self.packing.unpack(self.data, rows)

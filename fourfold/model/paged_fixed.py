@@ -159,10 +159,9 @@ class FixedLayout:
             self._rows[ratio] = rows.flatten(1).where(seen, -1)[:, None]
         return self._rows[ratio]
 
-    def in_order(self, stored: Tensor, ratio: int) -> Tensor:
-        """The pool [1, L, D] -> every row's entries [B, S, D]."""
-        rows = self.listed(ratio)[:, 0].clamp_min(0)
-        return stored[0].index_select(0, rows.flatten()).unflatten(0, tuple(rows.shape))
+    def stored(self, ratio: int) -> Tensor:
+        """Rows of every token's entries, of any where there is none yet.  [B, S] int64."""
+        return self.listed(ratio)[:, 0].clamp_min(0)
 
     def places(self, chosen: Tensor, ratio: int) -> Tensor:
         """Rows of entries that were chosen by that order, -1 padded."""

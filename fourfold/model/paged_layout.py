@@ -101,21 +101,24 @@ class PagedLayout:
         return self._longest // ratio
 
     def visible(self, ratio: int) -> Tensor:
-        """Entries that each token sees, as `in_order` lists them.  [1, N, 2] int64."""
+        """Entries that each token sees, as `stored` lists them.  [1, N, 2] int64."""
         return self._once("visible", ratio, self._visible)
 
     def listed(self, ratio: int) -> Tensor | None:
         """Rows of the entries that each token sees, -1 padded [1, N, K] int64; None where there is none."""
         return self._once("listed", ratio, self._listed) if self.most_visible(ratio) else None
 
-    def in_order(self, stored: Tensor, ratio: int) -> Tensor:
-        """The pool [1, L, D] -> all spans' entries, one span after the other."""
-        return stored.index_select(1, self._once("stored", ratio, self._stored)[0])
+    def stored(self, ratio: int) -> Tensor:
+        """Rows of all spans' entries, one span after the other.  [1, n] int64."""
+        return self._once("stored", ratio, self._stored)
+
+    def numbers(self, ratio: int, rows: int) -> Tensor:
+        """By row of a pool of so many: where it is in `stored`.  [rows] int64."""
+        return self._once("numbers", ratio, lambda ratio: self._numbers(ratio, rows))[0]
 
     def places(self, chosen: Tensor, ratio: int) -> Tensor:
         """Rows of entries that were chosen by that order, -1 padded."""
-        stored = self._once("stored", ratio, self._stored)[0]
-        return stored[chosen.clamp_min(0)].where(chosen >= 0, -1)
+        return self.stored(ratio)[0][chosen.clamp_min(0)].where(chosen >= 0, -1)
 
     def blocks(self, ratio: int, overlapping: bool) -> Blocks:
         """The blocks of `ratio` tokens that this call completes; overlapping ones span the one before,
@@ -165,6 +168,12 @@ class PagedLayout:
 
     def _stored(self, ratio: int) -> Integers:
         return self.entry_rows(*_ragged(self._end // ratio), ratio)
+
+    def _numbers(self, ratio: int, rows: int) -> Integers:
+        stored = self._stored(ratio)
+        numbers = np.zeros(rows, dtype=np.int64)
+        numbers[stored] = np.arange(len(stored))
+        return numbers
 
     def _finished(self, ratio: int) -> tuple[Integers, Integers]:
         """Span and number of each block that this call completes."""

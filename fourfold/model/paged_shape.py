@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
+from fourfold import kernels
 from fourfold.config import ModelConfig
+from fourfold.kernels.formats import row_bytes
 from fourfold.model.numerics import Numerics
 
 BLOCK_TOKENS = 128
@@ -16,13 +19,34 @@ BLOCK_TOKENS = 128
 
 
 @dataclass(frozen=True)
+class Packing:
+    """How rows of `width` values are stored: the `last` in bf16, the others of 8 or 4 bits with scales."""
+
+    width: int
+    last: int
+    bits: int
+
+    def pack(self, rows: Tensor) -> Tensor:
+        """[n, width] -> [n, bytes] uint8."""
+        return kernels.pack_rows(rows, self.last, self.bits)
+
+    def unpack(self, packed: Tensor, rows: Tensor) -> Tensor:
+        """Some rows of [L, bytes] -> [n, width] bf16."""
+        return kernels.unpack_rows(packed, rows, self.width, self.last, self.bits)
+
+
+@dataclass(frozen=True)
 class Stream:
-    """Rows of one width and type that some layers keep: `rows` of each layer in one slot, or in one block."""
+    """Rows of one width and type that some layers keep: `rows` of each layer in one slot, or in one block.
+
+    packing: of rows that are stored as bytes.
+    """
 
     layers: tuple[int, ...]
     rows: int
     width: int
     dtype: torch.dtype
+    packing: Packing | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -45,22 +69,29 @@ class Shape:
     @classmethod
     def of(cls, config: ModelConfig, numerics: Numerics) -> Shape:
         """Of this model with these numerics."""
-        kv = numerics.kv_dtype or numerics.dtype
+        dtype = numerics.kv_dtype or numerics.dtype
+
+        def kv(layers: tuple[int, ...], rows: int, width: int, last: int, bits: int) -> Stream:
+            if not numerics.packed:
+                return Stream(layers, rows, width, dtype)
+            return Stream(layers, rows, row_bytes(width, last, bits), torch.uint8, Packing(width, last, bits))
+
+        entry = config.head_dim, config.qk_rope_head_dim, 8
         ratios = {k: r for k, r in zip(config.layer_kinds, config.layer_ratios, strict=True) if r}
         block_tokens = math.lcm(BLOCK_TOKENS, *ratios.values())
         every = tuple(range(config.num_hidden_layers))
-        slots = {"window": Stream(every, max(1, config.sliding_window - 1), config.head_dim, kv)}
+        slots = {"window": kv(every, max(1, config.sliding_window - 1), *entry)}
         blocks = {}
         for kind, ratio in ratios.items():
             layers = tuple(i for i in every if config.layer_kinds[i] == kind)
             # A CSA block overlaps the one before it, and each has channels of its own for that.
             halves = 2 if kind == "csa" else 1
-            widths = {f"{kind} ": config.head_dim}
+            kept = {f"{kind} ": entry}
             if kind == "csa":
-                widths["csa index "] = config.index_head_dim
-            for name, width in widths.items():
+                kept["csa index "] = config.index_head_dim, 0, 4
+            for name, (width, last, bits) in kept.items():
                 slots[f"{name}tail"] = Stream(layers, halves * ratio, 2 * halves * width, torch.float32)
-                blocks[f"{name}entries"] = Stream(layers, block_tokens // ratio, width, kv)
+                blocks[f"{name}entries"] = kv(layers, block_tokens // ratio, width, last, bits)
         return cls(block_tokens, slots, blocks)
 
     def with_longer_window(self, rows: int) -> Shape:

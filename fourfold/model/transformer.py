@@ -20,6 +20,7 @@ from fourfold.model.layout import Layout, Segment, packed_rows
 from fourfold.model.linear import INIT_STD, RMSNorm, StoredWeight
 from fourfold.model.memory import FRESH_LAYER, LayerMemory, fresh_layers
 from fourfold.model.mtp import MtpBlock, alone
+from fourfold.model.numerics import Kv
 from fourfold.model.numerics import numerics as numerics_named
 from fourfold.model.paged import PagedCache
 from fourfold.model.paged_fixed import FixedLayout, FixedStep
@@ -51,10 +52,11 @@ class Transformer(HeadCollapse):
     """DeepSeek-V4.  Parameter names are the checkpoint's, routed experts stacked.
 
     A fresh one has random float32 weights for training; `assign` puts stored weights in their place.
-    numerics: "exact", "deployed" or "fast".  ConfigError: more than one MTP block, or one that compresses.
+    numerics: "exact", "deployed" or "fast"; kv: how they keep KV, see `load`.  ConfigError: more than one MTP
+    block, or one that compresses.
     """
 
-    def __init__(self, config: ModelConfig, numerics: str = "exact") -> None:
+    def __init__(self, config: ModelConfig, numerics: str = "exact", kv: Kv | None = None) -> None:
         super().__init__()
         if config.num_nextn_predict_layers > 1 or any(config.mtp_ratios):
             raise ConfigError(
@@ -62,7 +64,7 @@ class Transformer(HeadCollapse):
                 f"{config.mtp_ratios}; allowed: at most one MTP block, of ratio 0"
             )
         self.config = config
-        self.numerics = numerics_named(numerics)
+        self.numerics = numerics_named(numerics, kv)
         self.tokenizer: Tokenizer | None = None
         self.tiers: Tiers | None = None
         """What streams the routed experts, where RAM does not hold them all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fourfold.config import ModelConfig
 from fourfold.weights.inspect import Part, PartSize, attended_entries, kv_bytes, kv_read_bytes, part_sizes
@@ -18,6 +19,7 @@ class Demand:
     dense_bytes: read in every step (no embedding); head_bytes: of them, the output head.
     read_by_format: of what one token of one sequence reads, by format, the head apart.
     dense_parameters (without the head), head_parameters, expert_parameters: of the main layers.
+    kv: how its cache is stored.
     """
 
     config: ModelConfig
@@ -34,6 +36,7 @@ class Demand:
     dense_parameters: int
     head_parameters: int
     expert_parameters: int
+    kv: Literal["published", "bf16"] = "bf16"
 
     @classmethod
     def of(cls, config: ModelConfig, folder: Path | None = None) -> Demand:
@@ -96,12 +99,12 @@ class Demand:
         return 4 * self.config.num_hidden_layers * self.config.hc_mult * self.config.hidden_size
 
     def kv_size(self, context: int) -> int:
-        """Bytes of one sequence's bf16 KV cache."""
-        return kv_bytes(self.config, context, published=False)
+        """Bytes of one sequence's KV cache."""
+        return kv_bytes(self.config, context, published=self.kv == "published")
 
     def kv_read(self, context: int) -> int:
         """Bytes of it that one decoded token reads."""
-        return kv_read_bytes(self.config, context, published=False)
+        return kv_read_bytes(self.config, context, published=self.kv == "published")
 
 
 _PARTS: tuple[Part, ...] = ("embedding", "dense", "head", "experts", "mtp dense", "mtp experts")

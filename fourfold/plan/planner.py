@@ -34,7 +34,7 @@ class Plan:
     decode: by number of sequences decoded together (1, and the concurrency asked for), one Speed each, two
     where experts stream from disk (uniform and skewed routing).  prefill: of one prompt; its seconds are the
     time to the first token.  All three, costs too, are empty where the model does not fit.
-    kv_bytes: of one sequence, bf16.  hosted: list prices of DeepSeek's API, if it offers the model.
+    kv_bytes: of one sequence.  hosted: list prices of DeepSeek's API, if it offers the model.
     reports: what others published for this model on this hardware.
     on_each: where several devices share the model, what one of them has, in words.
     assumptions: what the prediction rests on, in words.
@@ -122,7 +122,10 @@ def plan(
             if report.model == family(demand.config) and machine.device.name in report.hardware
         ],
         on_each=_on_each(demand, machine),
-        assumptions=[*_assumptions(machine, placement, table, tariff), *_mismatches(demand, machine)],
+        assumptions=[
+            *_assumptions(machine, placement, table, tariff, demand.kv),
+            *_mismatches(demand, machine),
+        ],
     )
 
 
@@ -179,7 +182,7 @@ def _check(name: str, value: int, most: int) -> None:
 
 
 def _assumptions(
-    machine: Machine, placement: Placement, table: dict[str, Efficiency], tariff: Tariff | None
+    machine: Machine, placement: Placement, table: dict[str, Efficiency], tariff: Tariff | None, kv: str
 ) -> list[str]:
     used = {"decode_read", "prefill_compute", "attention_compute", "stream_passes"}
     used |= {"layer_seconds", "reserve_gib"}
@@ -190,7 +193,10 @@ def _assumptions(
     lines = [
         f"{entry.what}: {entry.value:g} ({entry.source})" for name, entry in table.items() if name in used
     ]
-    lines.append("KV cache in bf16; each token chooses its experts evenly and on its own; no drafting by MTP")
+    stored = "bf16" if kv == "bf16" else "FP8 and FP4 as published"
+    lines.append(
+        f"KV cache in {stored}; each token chooses its experts evenly and on its own; no drafting by MTP"
+    )
     if placement.cached_share < 1:
         lines.append(
             "disk reads overlap with all else; uniform: the cache serves its share of the experts; "

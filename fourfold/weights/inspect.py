@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from fourfold.config import ModelConfig
 from fourfold.config_keys import KINDS
-from fourfold.kernels.formats import FP4_GROUP
+from fourfold.kernels.formats import row_bytes
 from fourfold.weights.formats import Format, scale_shape
 from fourfold.weights.hub import resolve
 from fourfold.weights.layout import SINGLE, check_layout, find_index
@@ -34,7 +34,6 @@ Part = Literal["embedding", "dense", "head", "experts", "mtp dense", "mtp expert
 when the MTP block drafts."""
 
 _NOT_STATED = "not stated (counted as fp4)"
-_KV_FP8_GROUP = 64  # non-RoPE dims of a stored entry that share a one-byte scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +173,7 @@ def _entry_bytes(config: ModelConfig, published: bool) -> tuple[int, int]:
     dim, rope, index_dim = config.head_dim, config.qk_rope_head_dim, config.index_head_dim
     if not published:
         return 2 * dim, 2 * index_dim
-    entry = (dim - rope) + -(-(dim - rope) // _KV_FP8_GROUP) + 2 * rope
-    return entry, index_dim // 2 + -(-index_dim // FP4_GROUP)
+    return row_bytes(dim, rope, 8), row_bytes(index_dim, 0, 4)
 
 
 def _weights(folder: Path | None, config: ModelConfig) -> tuple[list[_Weight], int]:

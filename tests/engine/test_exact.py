@@ -103,9 +103,10 @@ TURN = st.tuples(
 TALK = st.tuples(st.sampled_from([3, 40, 140]), st.lists(TURN, min_size=1, max_size=4))
 
 
-@pytest.fixture(scope="module", params=["exact", "fast", "deployed"])
+@pytest.fixture(scope="module", params=["exact", "fast", "deployed", "fast published", "deployed published"])
 def tiny(request: pytest.FixtureRequest, tiny_folder) -> Subject:
-    return Subject(fourfold.load(tiny_folder, numerics=request.param))
+    numerics, _, kv = request.param.partition(" ")
+    return Subject(fourfold.load(tiny_folder, numerics=numerics, kv=kv or None))
 
 
 def words(count: int, seed: int) -> list[int]:

@@ -105,6 +105,32 @@ else:
         x = torch.randn(3, 2, width).to(dtype)
         assert torch.equal(ops.hadamard(apart(x)), reference.hadamard(x))
 
+    @pytest.mark.parametrize(("width", "last", "bits"), [(512, 64, 8), (64, 32, 8), (99, 7, 8), (96, 0, 4)])
+    def test_packed_rows_are_the_references_bytes_and_come_back_with_all_bits(
+        isa: str, width: int, last: int, bits: int
+    ) -> None:
+        x = (torch.randn(40, width) * 10.0 ** torch.linspace(-30, 30, 40)[:, None]).to(torch.bfloat16)
+        x[1], x[2], x[3, 2], x[4, 2] = 0.0, -0.0, float("inf"), float("nan")
+        packed = ops.pack_rows(apart(x), last, bits)
+        assert torch.equal(packed, reference.pack_rows(x, last, bits))
+        rows = torch.randint(0, 40, (90,))
+        got = ops.unpack_rows(packed, rows, width, last, bits)
+        want = reference.unpack_rows(packed, rows, width, last, bits)
+        body = x[:, : width - last]
+        rounded = reference.round_fp8(body, 64) if bits == 8 else reference.round_fp4(body)
+        kept = torch.cat([rounded, x[:, width - last :]], dim=-1)[rows]
+        odd = rows == 4  # a group with a NaN is all NaN
+        for other in (want, kept):
+            assert torch.equal(got[~odd].view(torch.int16), other[~odd].view(torch.int16))
+        assert bool(got[odd].isnan().any(-1).all())
+
+    def test_what_does_not_fit_is_refused() -> None:
+        packed = ops.pack_rows(torch.randn(3, 64), 32, 8)
+        with pytest.raises(ValueError, match="rows names rows that do not exist"):
+            ops.unpack_rows(packed, torch.tensor([3]), 64, 32, 8)
+        with pytest.raises(ValueError, match=r"packed is not \[L, row_bytes\]"):
+            ops.unpack_rows(packed, torch.tensor([0]), 65, 32, 8)
+
     @pytest.mark.parametrize("rounded", ["round_fp8", "round_fp4"])
     @pytest.mark.parametrize("dtype", FLOATS)
     def test_rounding_of_every_exponent_of_ties_and_of_what_is_not_finite(

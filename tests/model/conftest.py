@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fourfold.config import ModelConfig, YarnConfig
+from fourfold.model.numerics import Kv
 from fourfold.model.transformer import Transformer
 
 TINY = ModelConfig(
@@ -49,10 +50,10 @@ TINY = ModelConfig(
 )
 
 
-def build(config: ModelConfig, numerics: str = "exact") -> Transformer:
+def build(config: ModelConfig, numerics: str = "exact", kv: Kv | None = None) -> Transformer:
     """A random model: every parameter redrawn, so that nothing is hidden behind a zero or a one."""
     torch.manual_seed(0)
-    model = Transformer(config, numerics).eval()
+    model = Transformer(config, numerics, kv).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:

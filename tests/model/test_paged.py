@@ -6,6 +6,7 @@ Where the native kernels are missing, within float32 rounding: the reference sum
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -13,12 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fourfold.errors import CacheError, RequestError
+from fourfold.errors import CacheError, ConfigError, RequestError
 from fourfold.kernels import cpu
+from fourfold.model.numerics import Kv, numerics
 from fourfold.model.paged import PagedCache
 from fourfold.model.paged_fixed import FixedStep
 from fourfold.model.paged_layout import Span
+from fourfold.model.paged_shape import Shape
 from fourfold.model.transformer import Transformer
+from fourfold.weights.inspect import kv_bytes
+from fourfold.weights.synth import preset
 from tests.model.conftest import TINY, build, tokens
 
 LENGTH = 300
@@ -82,9 +87,10 @@ class Reader:
             self.past[span.slot] = span.past + new
 
 
-@pytest.fixture(scope="module", params=["exact", "deployed", "fast"])
+@pytest.fixture(scope="module", params=["exact", "deployed", "fast", "deployed published", "fast published"])
 def reader(request: pytest.FixtureRequest) -> Reader:
-    return Reader(build(TINY, request.param))
+    numerics, _, kv = request.param.partition(" ")
+    return Reader(build(TINY, numerics, kv=kv or None))
 
 
 @settings(max_examples=8, deadline=None)
@@ -255,3 +261,19 @@ def test_bytes_are_as_the_shape_says() -> None:
     assert shape.slot_bytes == 4 * (5 * 8 * 32 + 2 * 8 * (4 * 32 + 4 * 16) + 2 * 16 * 2 * 32)
     assert shape.block_bytes == 4 * (2 * 32 * (32 + 16) + 2 * 8 * 32)
     assert cache.bytes == 4 * shape.slot_bytes + 5 * shape.block_bytes + 7 * shape.staged_bytes
+
+
+@pytest.mark.parametrize("name", ["flash", "pro"])
+@pytest.mark.parametrize("kv", ["bf16", "published"])
+def test_a_block_has_the_bytes_that_plan_says(name: str, kv: Kv) -> None:
+    config = preset(name)
+    shape = Shape.of(config, numerics("deployed", kv))
+    planned = [kv_bytes(config, tokens, published=kv == "published") for tokens in (1024, 1024 + 128)]
+    assert shape.block_bytes == planned[1] - planned[0]
+
+
+def test_exact_numerics_keep_float32() -> None:
+    with pytest.raises(ConfigError, match=r"kv is 'published' with numerics 'exact'; allowed: none"):
+        numerics("exact", "published")
+    with pytest.raises(ConfigError, match=r"kv is 'int8' .* allowed: published, bf16"):
+        numerics("fast", cast(Kv, "int8"))

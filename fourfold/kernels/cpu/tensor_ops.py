@@ -15,7 +15,7 @@ from torch import Tensor
 from fourfold import kernels
 from fourfold.kernels import composed, cpu, reference
 from fourfold.kernels.composed import StreamEntry
-from fourfold.kernels.formats import FP4_GROUP, Rounding
+from fourfold.kernels.formats import FP4_GROUP, Rounding, row_bytes
 
 assert cpu.native is not None, "import only where fourfold.kernels.cpu.available()"
 native = cpu.native
@@ -94,6 +94,20 @@ def round_fp4(x: Tensor, group: int = FP4_GROUP) -> Tensor:
         return reference.round_fp4(x, group)
     y = _new(x)
     native.round_fp4(_rows(x), group, y)
+    return y
+
+
+def pack_rows(x: Tensor, last: int, bits: int) -> Tensor:
+    if x.dtype not in _FLOATS or not _plain(x) or (bits == 4 and (x.shape[-1] - last) % 2):
+        return reference.pack_rows(x, last, bits)
+    packed = torch.empty((*x.shape[:-1], row_bytes(x.shape[-1], last, bits)), dtype=torch.uint8)
+    native.pack_rows(_rows(x), last, bits, packed)
+    return packed
+
+
+def unpack_rows(packed: Tensor, rows: Tensor, width: int, last: int, bits: int) -> Tensor:
+    y = torch.empty((len(rows), width), dtype=torch.bfloat16)
+    native.unpack_rows(packed, rows, last, bits, y)
     return y
 
 
@@ -277,6 +291,8 @@ OPS: dict[str, Callable[..., Any]] = {
     "hc_next": hc_next,
     "round_fp8": round_fp8,
     "round_fp4": round_fp4,
+    "pack_rows": pack_rows,
+    "unpack_rows": unpack_rows,
 }
 NOTES: dict[str, str] = {
     **dict.fromkeys(OPS, "native: float32 and bfloat16 without gradients; otherwise reference"),

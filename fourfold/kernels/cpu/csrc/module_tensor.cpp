@@ -59,6 +59,40 @@ void py_round(Object x_object, index_t group, Object y_object) {
     round_rows(rows, count_of(x), x.last(), group, to);
 }
 
+int format_bits(int bits) {
+    if (bits != 8 && bits != 4) throw nb::value_error("bits is neither 8 nor 4");
+    return bits;
+}
+
+void py_pack_rows(Object x_object, index_t last, int bits, Object packed_object) {
+    const Argument x(x_object, "x", Layout::Rows), packed(packed_object, "packed");
+    x.check(last >= 0 && last <= x.last(), "has fewer values than stay as they are");
+    x.check(format_bits(bits) == 8 || (x.last() - last) % 2 == 0, "has an odd number of values of 4 bits");
+    const Rows rows = x.rows();
+    const index_t n = count_of(x);
+    auto* to = packed.as<std::uint8_t>(dlpack::Code::UInt);
+    packed.check(packed.size() == n * row_bytes(x.last(), last, bits), "is not [..., row_bytes]");
+    nb::gil_scoped_release release;
+    pack_rows(rows, n, x.last(), last, bits, to);
+}
+
+void py_unpack_rows(Object packed_object, Object rows_object, index_t last, int bits, Object y_object) {
+    const Argument packed(packed_object, "packed"), rows(rows_object, "rows"), y(y_object, "y");
+    rows.check(rows.ndim == 1, "is not [n]");
+    const index_t n = rows.size();
+    const index_t* numbers = rows.integers();
+    y.check(y.ndim == 2 && y.shape[0] == n && y.type() == Type::Bf16, "is not [n, C] bf16");
+    y.check(last >= 0 && last <= y.last(), "has fewer values than stay as they are");
+    packed.check(packed.ndim == 2 && packed.last() == row_bytes(y.last(), last, format_bits(bits)),
+                 "is not [L, row_bytes]");
+    for (index_t i = 0; i < n; ++i)
+        rows.check(0 <= numbers[i] && numbers[i] < packed.shape[0], "names rows that do not exist");
+    const auto* from = packed.as<const std::uint8_t>(dlpack::Code::UInt);
+    auto* to = static_cast<bf16*>(y.memory());
+    nb::gil_scoped_release release;
+    unpack_rows(from, numbers, n, y.last(), last, bits, to);
+}
+
 void py_pool(Object values_object, Object scores_object, Object y_object) {
     const Argument values(values_object, "values", Layout::Rows), scores(scores_object, "scores", Layout::Rows);
     const Argument y(y_object, "y");
@@ -262,6 +296,8 @@ void add_tensor_ops(nb::module_& m) {
     m.def("hadamard", &py_hadamard);
     m.def("round_fp8", &py_round<round_fp8>);
     m.def("round_fp4", &py_round<round_fp4>);
+    m.def("pack_rows", &py_pack_rows);
+    m.def("unpack_rows", &py_unpack_rows);
     m.def("pool", &py_pool);
     m.def("route", &py_route, given, given, maybe, given, given, given, given);
     m.def("hc_pre", &py_hc_pre);

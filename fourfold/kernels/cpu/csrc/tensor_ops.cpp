@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "scratch.h"
 #include "sharing.h"
@@ -112,6 +113,106 @@ void round_fp4(Rows x, index_t n, index_t width, index_t group, void* y) {
     const VectorKernels& v = vector_kernels();
     share_rows(n, 2 * n * width, [&](index_t begin, index_t end) {
         v.round_fp4(x.from(begin), end - begin, width, group, row_of(y, x.type, begin * width));
+    });
+}
+
+namespace {
+
+constexpr index_t row_group(int bits) { return bits == 8 ? 64 : 32; }
+
+std::uint32_t bits_of(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+// The code of a value of the grid, e4m3 or e2m1.
+std::uint8_t code_of(float value, int bits) {
+    const float size = std::fabs(value);
+    const std::uint32_t sign = std::signbit(value) ? 1u << (bits - 1) : 0u;
+    if (bits == 8) {
+        const std::uint32_t code =
+            size < 0x1p-6f ? std::uint32_t(size * 0x1p9f) : (bits_of(size) >> 20) - (120u << 3);
+        return std::uint8_t(sign | (code & 127u));
+    }
+    const float twice = 2.f * size;
+    const float code = twice < 4.f ? twice : twice < 8.f ? twice / 2.f + 2.f : twice / 4.f + 4.f;
+    return std::uint8_t(sign | (std::uint32_t(code) & 7u));
+}
+
+// 2^ceil(log2(amax / limit)), as formats.power_of_two_scale.
+std::uint32_t scale_bits(float amax, float limit) {
+    const float ratio = amax / limit;
+    return std::isfinite(ratio) ? (bits_of(ratio) + 0x7fffffu) & 0x7f800000u : 127u << 23;
+}
+
+// `body` rounded values -> codes and, behind those of the whole row, scales.
+void encode_row(const float* x, index_t body, int bits, std::uint8_t* packed) {
+    const float limit = bits == 8 ? 448.f : 6.f, floor = bits == 8 ? 1e-4f : 0x6p-126f;
+    std::uint8_t* scales = packed + body * bits / 8;
+    for (index_t i = 0; i < body; i += row_group(bits)) {
+        const index_t end = std::min(body, i + row_group(bits));
+        float amax = floor;
+        bool odd = false;
+        for (index_t j = i; j < end; ++j) {
+            amax = std::max(amax, std::fabs(x[j]));
+            odd |= std::isnan(x[j]);
+        }
+        const std::uint32_t scale = scale_bits(amax, limit);
+        *scales++ = odd ? 255 : std::uint8_t(scale >> 23);
+        float unit;
+        std::memcpy(&unit, &scale, sizeof unit);
+        for (index_t j = i; j < end; ++j) {
+            const std::uint8_t code = odd ? 0 : code_of(x[j] / unit, bits);
+            if (bits == 8)
+                packed[j] = code;
+            else if (j % 2 == 0)
+                packed[j / 2] = code;
+            else
+                packed[j / 2] = std::uint8_t(packed[j / 2] | code << 4);
+        }
+    }
+}
+
+}  // namespace
+
+index_t row_bytes(index_t width, index_t last, int bits) {
+    const index_t body = width - last, group = row_group(bits);
+    return body * bits / 8 + (body + group - 1) / group + 2 * last;
+}
+
+void pack_rows(Rows x, index_t n, index_t width, index_t last, int bits, std::uint8_t* packed) {
+    const VectorKernels& v = vector_kernels();
+    const index_t body = width - last, size = row_bytes(width, last, bits);
+    const auto round = bits == 8 ? v.round_fp8 : v.round_fp4;
+    share_rows(n, 8 * n * width, [&](index_t begin, index_t end) {
+        thread_local Scratch scratch;
+        float* row = scratch.floats(2 * width);
+        for (index_t i = begin; i < end; ++i) {
+            const Rows one = x.from(i);
+            std::uint8_t* to = packed + i * size;
+            v.widen(one.data, x.type, width, false, row);
+            round({row, Type::F32, width}, 1, body, row_group(bits), row + width);
+            encode_row(row + width, body, bits, to);
+            bf16 tail[1];
+            for (index_t j = 0; j < last; ++j) {
+                v.narrow(row + body + j, 1, tail);
+                std::memcpy(to + size - 2 * (last - j), tail, 2);
+            }
+        }
+    });
+}
+
+void unpack_rows(const std::uint8_t* packed, const index_t* rows, index_t n, index_t width, index_t last, int bits,
+                 bf16* y) {
+    const VectorKernels& v = vector_kernels();
+    const index_t body = width - last, size = row_bytes(width, last, bits);
+    share_rows(n, n * width, [&](index_t begin, index_t end) {
+        for (index_t i = begin; i < end; ++i) {
+            const std::uint8_t* row = packed + rows[i] * size;
+            v.decode_row(row, body, bits, y + i * width);
+            if (last) std::memcpy(y + i * width + body, row + size - 2 * last, 2 * last);
+        }
     });
 }
 

@@ -22,6 +22,11 @@ void hadamard(Rows x, index_t n, index_t width, void* y);
 // x [n, width] on the FP8 or FP4 grid, bit for bit as formats.py.
 void round_fp8(Rows x, index_t n, index_t width, index_t group, void* y);
 void round_fp4(Rows x, index_t n, index_t width, index_t group, void* y);
+// formats.pack_rows and unpack_rows; a row has row_bytes(width, last, bits) bytes, y [n, width].
+index_t row_bytes(index_t width, index_t last, int bits);
+void pack_rows(Rows x, index_t n, index_t width, index_t last, int bits, std::uint8_t* packed);
+void unpack_rows(const std::uint8_t* packed, const index_t* rows, index_t n, index_t width, index_t last, int bits,
+                 bf16* y);
 
 // values, scores [blocks * m, width] f32 -> y [blocks, width].
 void pool(Rows values, Rows scores, index_t blocks, index_t m, index_t width, float* y);

@@ -85,6 +85,8 @@ struct VectorKernels {
     void (*hadamard)(Rows x, index_t n, index_t width, float* scratch, void* y);  // scratch [width]
     void (*round_fp8)(Rows x, index_t n, index_t width, index_t group, void* y);
     void (*round_fp4)(Rows x, index_t n, index_t width, index_t group, void* y);
+    // One row of `body` codes of 8 or 4 bits (formats.unpack_rows) and the scales behind them -> y [body].
+    void (*decode_row)(const std::uint8_t* packed, index_t body, int bits, bf16* y);
     void (*pool)(Rows values, Rows scores, index_t blocks, index_t m, index_t width, float* y);
     // y[i][o] = dot(x[i], w[o]), rows of y y_stride apart, x float; scratch [kDotsScratch]
     void (*dots)(Rows x, index_t n, Rows w, index_t outputs, index_t width, float* scratch, float* y,

@@ -213,5 +213,67 @@ void round_rows(Rows x, index_t n, index_t width, index_t group, void* y) {
     });
 }
 
+constexpr index_t kFp8RowGroup = 64, kFp4RowGroup = 32;
+
+inline float float_of(std::uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+inline std::uint32_t bits_of(float value) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+inline float row_scale(std::uint8_t exponent) {
+    return exponent == 255 ? NAN : float_of(std::uint32_t(exponent) << 23);
+}
+
+// The value of a code without its sign: `mantissa` bits, the smallest exponent of normal numbers being that of the
+// float with these bits of exponent.  Those below it are such numbers less the one that they begin with: no branch,
+// and no denormal float, which a processor may be told to flush.
+template <int mantissa, std::uint32_t smallest>
+FOURFOLD_INLINE float value_of(std::uint32_t size) {
+    const std::uint32_t small = std::uint32_t(std::int32_t(size - (1u << mantissa)) >> 31);
+    const std::uint32_t bits = (size << (23 - mantissa)) + ((smallest - 1) << 23) + (small & (1u << 23));
+    return float_of(bits) - float_of(small & (smallest << 23));
+}
+
+// The values are bf16 numbers: of their floats only the upper halves have bits.  Plain loops: compilers make
+// vectors of them.
+template <int count>
+FOURFOLD_INLINE void decode_fp8(const std::uint8_t* codes, index_t n, float scale, bf16* y) {
+    for (index_t i = 0; i < (count ? count : n); ++i)
+        y[i] = {std::uint16_t((bits_of(value_of<3, 121>(codes[i] & 0x7fu) * scale) | (codes[i] & 0x80u) << 24) >> 16)};
+}
+
+template <int count>
+FOURFOLD_INLINE void decode_fp4(const std::uint8_t* codes, index_t n, float scale, bf16* y) {
+    for (index_t i = 0; i < (count ? count : n) / 2; ++i) {
+        const std::uint32_t low = codes[i] & 15u, high = codes[i] >> 4;
+        const std::uint32_t first = bits_of(value_of<1, 127>(low & 7u) * scale) | (low & 8u) << 28;
+        const std::uint32_t second = bits_of(value_of<1, 127>(high & 7u) * scale) | (high & 8u) << 28;
+        const std::uint32_t both = first >> 16 | (second & 0xffff0000u);
+        std::memcpy(y + 2 * i, &both, sizeof both);
+    }
+}
+
+inline void decode_row(const std::uint8_t* packed, index_t body, int bits, bf16* y) {
+    const index_t group = bits == 8 ? kFp8RowGroup : kFp4RowGroup;
+    const std::uint8_t* scales = packed + body * bits / 8;
+    for (index_t i = 0; i < body; i += group) {
+        const index_t n = group < body - i ? group : body - i;
+        const float scale = row_scale(*scales++);
+        if (bits == 8)
+            n == kFp8RowGroup ? decode_fp8<kFp8RowGroup>(packed + i, n, scale, y + i)
+                              : decode_fp8<0>(packed + i, n, scale, y + i);
+        else
+            n == kFp4RowGroup ? decode_fp4<kFp4RowGroup>(packed + i / 2, n, scale, y + i)
+                              : decode_fp4<0>(packed + i / 2, n, scale, y + i);
+    }
+}
+
 }  // namespace
 }  // namespace fourfold

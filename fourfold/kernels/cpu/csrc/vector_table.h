@@ -19,6 +19,7 @@ constexpr VectorKernels vector_table() {
         .hadamard = hadamard<S>,
         .round_fp8 = round_rows<S, Fp8Grid>,
         .round_fp4 = round_rows<S, Fp4Grid>,
+        .decode_row = decode_row,
         .pool = pool<S>,
         .dots = dots<S>,
         .mean_square = mean_square<S>,
