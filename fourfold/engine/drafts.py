@@ -19,7 +19,7 @@ _MEMORY = 32.0
 """Outcomes after which one counts a third of a new one."""
 _SAMPLES = 16
 """Steps over which times are averaged."""
-_MARGIN = 1.02
+_MARGIN = 1.05
 """A gain below this is taken for noise."""
 _LEAST = 4
 """Plain steps that must have been seen before drafts are made."""
@@ -30,8 +30,10 @@ _REFRESH = 64
 _TRIAL = 8
 """Steps of a trial: two in any case, the others as long as `_HOPE` of the pace without drafts is reached."""
 _HOPE = 0.8
-_FIRST_PAUSE, _LAST_PAUSE = 32, 2048
+_FIRST_PAUSE, _LAST_PAUSE = 64, 4096
 """Steps between two trials."""
+_UNLIKELY = 0.1
+"""Tokens that come less often are not drafted whatever they cost."""
 
 
 class Repetition:
@@ -57,14 +59,17 @@ class Repetition:
 
 @dataclass
 class Odds:
-    """How likely the next token of a draft is right if those before it are; newer outcomes count more."""
+    """How likely the next token of a draft is right if those before it are; newer outcomes count more.
+
+    One outcome more is taken to be wrong: the less is known, the less is promised.
+    """
 
     right: float = 1.0
-    all: float = 2.0
+    all: float = 1.0
 
     @property
     def each(self) -> float:
-        return self.right / self.all
+        return self.right / (self.all + 1)
 
     def learn(self, drafted: int, accepted: int) -> None:
         """Of `drafted` tokens the first `accepted` were right; what follows a wrong one says nothing."""
@@ -75,7 +80,7 @@ class Odds:
 
     def like(self) -> Odds:
         """The same to begin with, soon overruled."""
-        return Odds(4 * self.each, 4.0)
+        return Odds(4 * self.right / self.all, 4.0)
 
 
 @dataclass
@@ -162,8 +167,8 @@ class Wish:
 class Lengths:
     """Decides how long drafts are, from measured times and odds; 0 where that pays.
 
-    Drafts of the MTP block that do not pay are tried again after a while, and after twice as long when they
-    still do not.  Drafts that are there for nothing are judged anew in every step.
+    Drafts of the MTP block that do not pay are tried again after a while, and after four times as long when
+    they still do not.  Drafts that are there for nothing are judged anew in every step.
     """
 
     pace: Pace = field(default_factory=Pace)
@@ -197,12 +202,17 @@ class Lengths:
                 lengths = self._best(requests, wishes, 0.0 if self._trial >= _TRIAL - 2 else _HOPE)
             if not any(lengths):
                 self._pause, self._trial = self._next_pause, _TRIAL
-                self._next_pause = min(2 * self._next_pause, _LAST_PAUSE)
+                self._next_pause = min(4 * self._next_pause, _LAST_PAUSE)
         return lengths
 
     def _best(self, requests: int, wishes: Sequence[Wish], least: float) -> list[int]:
         """The lengths that promise most tokens a second, and `least` times as many as without drafts."""
-        places = [(wish.each**n, i, n) for i, wish in enumerate(wishes) for n in range(1, wish.most + 1)]
+        places = [
+            (likely, i, n)
+            for i, wish in enumerate(wishes)
+            for n in range(1, wish.most + 1)
+            if (likely := wish.each**n) > _UNLIKELY or (n == 1 and least == 0.0)
+        ]
         places.sort(key=lambda place: (-place[0], place[2]))
         best = least * requests / self.pace.expect(requests, 0, 0, 0)
         tokens, taken, depth = float(requests), 0, 0

@@ -52,7 +52,8 @@ def test_odds_follow_what_happens():
     for _ in range(100):
         odds.learn(4, 0)
     assert odds.each < 0.15
-    assert abs(odds.like().each - odds.each) < 1e-9
+    assert odds.like().right / odds.like().all == odds.right / odds.all
+    assert odds.like().each < odds.each
 
 
 class Machine:
