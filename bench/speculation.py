@@ -71,15 +71,14 @@ class Cell:
 def text_ids(model: Transformer) -> list[int]:
     """Held-out text of the shipped model's corpus, one story after the other."""
     assert model.tokenizer is not None
-    ids: list[int] = []
+    return [token for story in stories() for token in model.tokenizer.encode(story + "\n")]
+
+
+def stories() -> list[str]:
+    """Those of the corpus that nothing was trained on."""
     with lzma.open(CORPUS, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            record = json.loads(line)
-            if record["kind"] == "story":
-                ids += model.tokenizer.encode(record["text"] + "\n")
-            if len(ids) > 60_000:
-                break
-    return ids
+        records = [json.loads(line) for line in lines]
+    return [record.get("text") or record["response"] for record in records if record["kind"] == "story"]
 
 
 def decode(own: Engine, requests: Sequence[Request]) -> tuple[float, int, list[list[int]]]:
