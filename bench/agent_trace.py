@@ -98,7 +98,7 @@ def shared(known: Sequence[np.ndarray], prompt: list[int]) -> int:
 async def run_trace(own: Engine, sessions: Sequence[Sequence[Turn]]) -> list[Asked]:
     """Every session asks its next turn when it has the answer to the last."""
     script, known = Script(), [np.zeros(0, dtype=np.int64)]
-    vars(work)["sample"] = script.sample
+    sample = vars(work)["sample"]
     asked: list[Asked] = []
 
     async def talk(number: int, turns: Sequence[Turn]) -> None:
@@ -125,7 +125,11 @@ async def run_trace(own: Engine, sessions: Sequence[Sequence[Turn]]) -> list[Ask
                 )
             )
 
-    await asyncio.gather(*(talk(number, turns) for number, turns in enumerate(sessions)))
+    vars(work)["sample"] = script.sample
+    try:
+        await asyncio.gather(*(talk(number, turns) for number, turns in enumerate(sessions)))
+    finally:
+        vars(work)["sample"] = sample
     return asked
 
 
