@@ -223,7 +223,8 @@ class Lengths:
 
     def learn_guessing(self, requests: int, asked: int, places: int, seconds: float) -> None:
         """Asking the MTP block took so long."""
-        self._asked.add(-min(seconds / self.pace.plain(requests), _WORST))
+        if self.pace.known(requests):
+            self._asked.add(-min(seconds / self.pace.plain(requests), _WORST))
         self.pace.learn_guessing(asked, places, seconds)
 
     def choose(self, requests: int, wishes: Sequence[Wish]) -> list[int]:
