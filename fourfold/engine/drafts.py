@@ -19,7 +19,7 @@ _MEMORY = 32.0
 """Outcomes after which one counts a third of a new one."""
 _SAMPLES = 16
 """Steps over which times are averaged."""
-_MARGIN = 1.02
+_MARGIN = 1.05
 """A gain below this is taken for noise."""
 _LEAST = 4
 """Plain steps that must have been seen before drafts are made."""
@@ -27,11 +27,18 @@ _GUESSED_MORE, _GUESSED_PASS = 0.2, 0.2
 """Before anything is measured: a drafted token and a pass of the MTP block, as parts of a step."""
 _REFRESH = 64
 """In so many steps two are plain, for the comparison to stay true."""
-_TRIAL = 8
-"""Steps of a trial: two in any case, the others as long as `_HOPE` of the pace without drafts is reached."""
-_HOPE = 0.8
-_FIRST_PAUSE, _LAST_PAUSE = 32, 2048
-"""Steps between two trials."""
+_TRIAL = 4
+"""Steps of a trial."""
+_ALLOWED = 0.005
+"""The part of all time that may be lost by trials."""
+_MOST_SAVED = 4.0
+"""Steps; gains beyond them are no reason to lose later."""
+_STRICTER = 0.05
+"""For each lost step."""
+_WORST = 2.0
+"""Steps that a single one can lose."""
+_UNLIKELY = 0.1
+"""Tokens that come less often are not drafted whatever they cost."""
 
 
 class Repetition:
@@ -57,14 +64,17 @@ class Repetition:
 
 @dataclass
 class Odds:
-    """How likely the next token of a draft is right if those before it are; newer outcomes count more."""
+    """How likely the next token of a draft is right if those before it are; newer outcomes count more.
+
+    One outcome more is taken to be wrong: the less is known, the less is promised.
+    """
 
     right: float = 1.0
-    all: float = 2.0
+    all: float = 1.0
 
     @property
     def each(self) -> float:
-        return self.right / self.all
+        return self.right / (self.all + 1)
 
     def learn(self, drafted: int, accepted: int) -> None:
         """Of `drafted` tokens the first `accepted` were right; what follows a wrong one says nothing."""
@@ -75,7 +85,7 @@ class Odds:
 
     def like(self) -> Odds:
         """The same to begin with, soon overruled."""
-        return Odds(4 * self.each, 4.0)
+        return Odds(4 * self.right / self.all, 4.0)
 
 
 @dataclass
@@ -115,6 +125,10 @@ class Pace:
     def known(self, requests: int) -> bool:
         """Whether enough plain steps of so many requests were seen."""
         return requests in self._steps and _count(self._steps[requests].get(0)) >= _LEAST
+
+    def plain(self, requests: int) -> float:
+        """Seconds of a step without drafts."""
+        return self._steps[requests][0].value
 
     def expect(self, requests: int, drafted: int, asked: int, places: int) -> float:
         """Seconds of a step with such drafts, and of guessing `places` times for `asked` requests."""
@@ -159,52 +173,90 @@ class Wish:
 
 
 @dataclass
+class Account:
+    """What drafts of one kind have gained, in steps without drafts; an allowance comes with every step.
+
+    Below 0 they must promise the more, so that promises that are never kept come to an end.
+    """
+
+    balance: float = 0.0
+
+    def add(self, gained: float) -> None:
+        self.balance = min(self.balance + gained, _MOST_SAVED)
+
+    @property
+    def margin(self) -> float:
+        """How many times the tokens without drafts the next ones must promise."""
+        return _MARGIN + _STRICTER * max(0.0, -self.balance)
+
+
+@dataclass
 class Lengths:
     """Decides how long drafts are, from measured times and odds; 0 where that pays.
 
-    Drafts of the MTP block that do not pay are tried again after a while, and after twice as long when they
-    still do not.  Drafts that are there for nothing are judged anew in every step.
+    Drafts of the MTP block that promise nothing are tried again when the allowance has paid for the last
+    trial, which bounds what they can cost to that part of the time, whatever the model and the text.
     """
 
     pace: Pace = field(default_factory=Pace)
-    _pause: int = 0
-    _next_pause: int = _FIRST_PAUSE
-    _trial: int = _TRIAL
-    _drafted: int = 0
+    asking: bool = False
+    """Whether the MTP block guesses for the next step."""
+    _free: Account = field(default_factory=Account)
+    _asked: Account = field(default_factory=Account)
+    _trial: int = 0
+    _steps: int = 0
 
     @property
-    def pausing(self) -> bool:
-        """Whether the MTP block is not asked now."""
-        return self._pause > 0
+    def willing(self) -> bool:
+        """Whether the MTP block may be asked next time."""
+        return self.asking or self._asked.balance >= 0
+
+    def learn(self, requests: int, drafted: int, seconds: float, tokens: int) -> None:
+        """A step without prompts took so long and gave so many tokens."""
+        if drafted and self.pace.known(requests):
+            gained = tokens / requests - seconds / self.pace.plain(requests)
+            # A machine that was busy with something else is no draft's fault.
+            (self._asked if self.asking else self._free).add(max(gained, -_WORST))
+        for account in (self._free, self._asked):
+            account.add(_ALLOWED)
+        self.pace.learn(requests, drafted, seconds)
+
+    def learn_guessing(self, requests: int, asked: int, places: int, seconds: float) -> None:
+        """Asking the MTP block took so long."""
+        if self.pace.known(requests):
+            self._asked.add(-min(seconds / self.pace.plain(requests), _WORST))
+        self.pace.learn_guessing(asked, places, seconds)
 
     def choose(self, requests: int, wishes: Sequence[Wish]) -> list[int]:
         """The length for each wish.  requests: that take part in the step, with or without a wish."""
+        self._steps += 1
+        self.asking = False
         none = [0] * len(wishes)
-        if self._pause:
-            self._pause -= 1
-            wishes = [wish if wish.free else replace(wish, most=0) for wish in wishes]
-        self._drafted += 1
-        if not self.pace.known(requests) or self._drafted % _REFRESH < 2:
+        if not self.pace.known(requests) or self._steps % _REFRESH < 2:
             return none
-        lengths = self._best(requests, wishes, _MARGIN)
-        if any(lengths):
-            if any(length for length, wish in zip(lengths, wishes, strict=True) if not wish.free):
-                self._trial, self._next_pause = _TRIAL, _FIRST_PAUSE
-            return lengths
         if any(wish.most for wish in wishes if not wish.free):
-            if self._trial:
+            lengths = self._best(requests, wishes, self._asked.margin)
+            if self._trial == 0 and self._asked.balance >= 0 and not any(lengths):
+                self._trial = _TRIAL
+            if self._trial and not any(lengths):
                 self._trial -= 1
-                lengths = self._best(requests, wishes, 0.0 if self._trial >= _TRIAL - 2 else _HOPE)
-            if not any(lengths):
-                self._pause, self._trial = self._next_pause, _TRIAL
-                self._next_pause = min(2 * self._next_pause, _LAST_PAUSE)
-        return lengths
+                lengths = self._best(requests, wishes, 0.0)
+            self.asking = any(length for length, wish in zip(lengths, wishes, strict=True) if not wish.free)
+            if self.asking:
+                return lengths
+        free = [wish if wish.free else replace(wish, most=0) for wish in wishes]
+        return self._best(requests, free, self._free.margin)
 
     def _best(self, requests: int, wishes: Sequence[Wish], least: float) -> list[int]:
         """The lengths that promise most tokens a second, and `least` times as many as without drafts."""
-        places = [(wish.each**n, i, n) for i, wish in enumerate(wishes) for n in range(1, wish.most + 1)]
+        places = [
+            (likely, i, n)
+            for i, wish in enumerate(wishes)
+            for n in range(1, wish.most + 1)
+            if (likely := wish.each**n) > _UNLIKELY or (n == 1 and least == 0.0)
+        ]
         places.sort(key=lambda place: (-place[0], place[2]))
-        best = least * requests / self.pace.expect(requests, 0, 0, 0)
+        best = least * requests / self.pace.plain(requests)
         tokens, taken, depth = float(requests), 0, 0
         asked: set[int] = set()
         for drafted, (likely, i, n) in enumerate(places, start=1):

@@ -81,10 +81,11 @@ class Sampling:
         return replace(self, seed=mix(self.seed, -1 - index) >> 1)
 
 
-def sample(logits: Tensor, sampling: Sampling, position: int) -> int:
+def sample(logits: Tensor, sampling: Sampling, position: int, noise: Tensor | None = None) -> int:
     """The token for `position`, from its logits.
 
     logits: [V] f32, with -inf for tokens that must not come. Greedy ties go to the lower id.
+    noise: `exponential_noise` of this seed and position, if it is there already.
     Raises RequestError when the logits hold NaN or +inf, or forbid every token.
     """
     peak = logits.max()
@@ -97,8 +98,9 @@ def sample(logits: Tensor, sampling: Sampling, position: int) -> int:
     if sampling.seed is None:
         raise RequestError("sampling needs a seed here; use Sampling.seeded()")
     probabilities = distribution(logits, sampling)
-    noise = exponential_noise(logits.shape[-1], sampling.seed, position).to(logits.device)
-    return int((probabilities / noise).argmax())
+    if noise is None:
+        noise = exponential_noise(logits.shape[-1], sampling.seed, position)
+    return int((probabilities / noise.to(logits.device)).argmax())
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:

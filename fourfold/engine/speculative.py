@@ -49,7 +49,8 @@ class Speculator:
     def learn(self, shares: Sequence[Share], accepted: Mapping[Job, int], seconds: float) -> None:
         """A step is done.  accepted: of each verified draft, the tokens that were right."""
         if all(share.job in accepted and share.new == 1 for share in shares):
-            self._lengths.pace.learn(len(shares), sum(len(share.drafts) for share in shares), seconds)
+            drafted = sum(len(share.drafts) for share in shares)
+            self._lengths.learn(len(shares), drafted, seconds, len(shares) + sum(accepted.values()))
         for share in shares:
             if share.drafts and (notes := self._notes.get(share.job)):
                 own, common = (
@@ -68,7 +69,7 @@ class Speculator:
             if notes.repeating and lengths[writer]:
                 writer.job.drafts = notes.repetition.draft(lengths[writer])
                 notes.expected = None
-        if self._block is not None and not self._lengths.pausing:
+        if self._block is not None and self._lengths.willing:
             self._ask(self._block, writers, lengths, streams)
 
     def _ask(
@@ -84,7 +85,7 @@ class Speculator:
                 writer.job.drafts = draft
         if any(wanted) and len(lengths) == len(writers):
             asked = sum(length > 0 for length in wanted)
-            self._lengths.pace.learn_guessing(asked, max(wanted), time.perf_counter() - start)
+            self._lengths.learn_guessing(len(lengths), asked, max(wanted), time.perf_counter() - start)
 
     def _wish(self, writer: Writer) -> Wish:
         job = writer.job
@@ -100,7 +101,7 @@ class Speculator:
                 self._repeated.learn(1, right)
         repeated = notes.repetition.draft(1)
         notes.expected = (len(job.tokens), repeated[0]) if repeated else None
-        block = self._block is not None and not self._lengths.pausing
+        block = self._block is not None and self._lengths.willing
         notes.repeating = bool(repeated) and not (block and notes.guessed.each > notes.repeated.each)
         most = min(writer.most, MOST)
         if notes.repeating:

@@ -52,7 +52,8 @@ def test_odds_follow_what_happens():
     for _ in range(100):
         odds.learn(4, 0)
     assert odds.each < 0.15
-    assert abs(odds.like().each - odds.each) < 1e-9
+    assert odds.like().right / odds.like().all == odds.right / odds.all
+    assert odds.like().each < odds.each
 
 
 class Machine:
@@ -71,7 +72,7 @@ class Machine:
         step, token, guess = self.costs
         for _ in range(steps):
             seconds = (step + token * sum(self._next)) * self.random.uniform(0.9, 1.1)
-            self.lengths.pace.learn(self.requests, sum(self._next), seconds)
+            before = self.tokens
             self.drafted += sum(self._next)
             for odds, length in zip(self.odds, self._next, strict=True):
                 right = 0
@@ -80,11 +81,14 @@ class Machine:
                 if length:
                     odds.learn(length, right)
                 self.tokens += 1 + right
+            self.lengths.learn(self.requests, sum(self._next), seconds, self.tokens - before)
             wishes = [Wish(odds.each, MOST, free) for odds in self.odds]
             self._next = self.lengths.choose(self.requests, wishes)
             if any(self._next) and not free:
                 places = max(self._next)
-                self.lengths.pace.learn_guessing(sum(n > 0 for n in self._next), places, guess * places)
+                self.lengths.learn_guessing(
+                    self.requests, sum(n > 0 for n in self._next), places, guess * places
+                )
                 seconds += guess * places
             self.seconds += seconds
 
@@ -118,10 +122,10 @@ def test_drafts_begin_again_when_they_pay_again():
     assert own.gain > 1.5
 
 
-def test_repetitions_are_judged_in_every_step_while_the_block_pauses():
+def test_repetitions_are_judged_in_every_step_while_the_block_rests():
     own = Machine(step=10.0, token=0.5, guess=30.0, right=0.9, requests=1)
     own.run(200)
-    assert own.lengths.pausing
+    assert not own.lengths.willing
     own.drafted = 0
     own.run(20, free=True)
     assert own.drafted > 50

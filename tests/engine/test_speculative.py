@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import fourfold
-from fourfold import ConfigError, Engine, EngineConfig, Request, Sampling
+from fourfold import ConfigError, Engine, EngineConfig, Request, RequestError, Sampling
+from fourfold.engine.constraint import Constraint
 from fourfold.engine.drafts import Lengths, Wish
 from fourfold.engine.job import Job, Share
 from fourfold.engine.masks import Stuck
@@ -39,11 +40,11 @@ class Oracle:
             drafts: tuple[int, ...] = ()
             for _ in range(self.random.randrange(min(7, writer.most + 1))):
                 row = self.stub.row((*writer.job.tokens.ids, *drafts))
-                right = self.random.random() < 0.8
+                right = 99 not in drafts and self.random.random() < 0.8
                 try:
                     drafts += (writer.choose(row, drafts) if right else 99,)
-                except Stuck:
-                    break
+                except (RequestError, Stuck):
+                    break  # the constraint has ended the answer
             writer.job.drafts = drafts
 
 
@@ -64,7 +65,7 @@ def test_the_same_answers_in_fewer_steps(stub, temperature):
         )
         for i in range(7)
     ]
-    with with_oracle(engine(stub, blocks=16, running=3, saved_memory=60), stub) as own:
+    with with_oracle(engine(stub, blocks=11, running=3, saved_memory=60), stub) as own:
         answers = [own.submit(request) for request in requests]
         for request, answer in zip(requests, answers, strict=True):
             assert ids_of(own.chunks(answer)) == oracle(stub, list(request.prompt), request.sampling, 25)
@@ -95,6 +96,30 @@ def test_an_answer_that_ends_within_a_draft(stub):
         assert ids_of(own.chunks(stopped))[-1] == 40
         short = own.submit(Request(prompt=[20] * 9, max_tokens=2, sampling=GREEDY))
         assert ids_of(own.chunks(short)) == answer.ids[:2]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_penalties_masks_and_logprobs_are_those_without_drafts(stub, temperature):
+    request = Request(
+        prompt=[20, 21, 22] * 5,
+        max_tokens=30,
+        n=2,
+        sampling=Sampling(
+            temperature=temperature, seed=3, repetition_penalty=1.3, frequency_penalty=0.5, logit_bias={40: 2}
+        ),
+        logprobs=2,
+        constraint=Constraint.regex("([a-f]{2,3} ){6,9}[0-9]{4}"),
+    )
+    said = []
+    for drafting in (False, True):
+        with engine(stub) as own:
+            if drafting:
+                with_oracle(own, stub)
+            answer = own.submit(request)
+            chunks = list(own.chunks(answer))
+            said.append([[c for c in chunks if c.index == index] for index in range(2)])
+    assert own.stats().counters.accepted > 10
+    assert said[0] == said[1]
 
 
 def test_a_draft_that_the_model_fails_on_is_nobodys_fault(stub):
