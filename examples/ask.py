@@ -3,7 +3,7 @@
 import sys
 
 import fourfold
-from fourfold.protocol import Chat
+from fourfold.protocol import Chat, TextDelta
 
 m = fourfold.load(sys.argv[1] if len(sys.argv) > 1 else fourfold.shipped_model())
 assert m.tokenizer is not None
@@ -16,6 +16,7 @@ chat = Chat(
 )
 parser = chat.parser()
 answer = fourfold.generate(m, chat.prompt().encode(m.tokenizer), max_tokens=40, temperature=0.7, seed=1)
-parts = [parser.push(piece) for piece in answer] + [parser.finish()]
-print("reasoning:", "".join(part.reasoning for part in parts))
-print("answer:   ", "".join(part.content for part in parts))
+parts = [part for piece in answer for part in parser.push(piece)] + parser.finish()
+texts = [part for part in parts if isinstance(part, TextDelta)]
+print("reasoning:", "".join(part.text for part in texts if part.reasoning))
+print("answer:   ", "".join(part.text for part in texts if not part.reasoning))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_they_are_the_mean_squares(tiny_folder, found):
     layer = model.get_submodule("layers.3.ffn")
     assert isinstance(layer, MoE)
     layer.train()  # part by part, so that hooks are called
-    seen: dict[str, tuple[torch.Tensor, ...]] = {}
+    seen: dict[str, Any] = {}
     for name, module in (("experts", layer.experts), ("shared_experts", layer.shared_experts)):
         module.register_forward_pre_hook(lambda _, args, name=name: seen.__setitem__(name, args))
     assert model.tokenizer is not None
@@ -56,7 +57,8 @@ def test_they_are_the_mean_squares(tiny_folder, found):
     torch.testing.assert_close(
         found.importance["layers.3.ffn.shared_experts.w1.weight"], expected, rtol=1e-3, atol=1e-5
     )
-    x, indices, weights = seen["experts"]
+    (asked,) = seen["experts"]
+    x, indices, weights = asked.x, asked.indices, asked.weights
     expert = int(indices.flatten().mode().values)
     token, choice = (indices == expert).nonzero(as_tuple=True)
     stack = layer.experts
