@@ -75,7 +75,9 @@ def filled(model: Transformer, end: int, blocks: int, drawn: Tensor) -> PagedCac
             memory.entries.extend(model.numerics.kv(entries, config.qk_rope_head_dim))
             if kind == "csa":
                 memory.index_tail.extend(drawn[:, :new, : 4 * config.index_head_dim])
-                memory.index_entries.extend(model.numerics.index_key(torch.randn(1, rows, config.index_head_dim)))
+                memory.index_entries.extend(
+                    model.numerics.index_key(torch.randn(1, rows, config.index_head_dim))
+                )
         cache.commit()
     return cache
 
