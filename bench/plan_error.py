@@ -155,10 +155,11 @@ def fitted(
     least = cost(table)
     for step in range(_STEPS):
         reach = 0.3 * (1 - step / _STEPS)
-        candidate = table | {
-            name: dataclasses.replace(table[name], value=table[name].value * math.exp(draw.gauss(0, reach)))
-            for name in _FITTED
-        }
+        candidate = dict(table)
+        for name in _FITTED:
+            value = table[name].value * math.exp(draw.gauss(0, reach))
+            share = name.endswith("_compute")  # which nothing exceeds
+            candidate[name] = dataclasses.replace(table[name], value=min(value, 1.0) if share else value)
         if (found := cost(candidate)) < least:
             table, least = candidate, found
     return table

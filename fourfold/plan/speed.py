@@ -134,7 +134,9 @@ class Roofline:
         )
 
     def _streams(self, tokens: int) -> float:
-        return tokens * self.demand.stream_bytes() * self.share["stream_passes"]
+        # A token's streams are one core's work: fewer tokens than cores leave some idle.
+        busy = max(tokens, self.machine.device.cores or 1)
+        return busy * self.demand.stream_bytes() * self.share["stream_passes"]
 
     def _step(self, work: _Work, tokens: int, hit_rate: float) -> tuple[float, Limit, float]:
         """Seconds of a step, what limits it, and the bytes it reads.  work: experts in its products alone."""
