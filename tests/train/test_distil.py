@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor
 
 from fourfold.errors import ConfigError, TrainError
@@ -146,7 +147,6 @@ def test_cache_of_another_teacher_is_refused(
 
 
 def test_transformers_teacher_sees_samples_apart(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     shape = transformers.LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
