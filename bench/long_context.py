@@ -175,10 +175,10 @@ def _by_engine(model: Transformer, ids: Sequence[int]) -> tuple[list[Tensor], li
     seen: list[Tensor] = []
     sample = vars(work)["sample"]
 
-    def watched(logits: Tensor, sampling: Sampling, position: int, noise: Any = None) -> int:
+    def watched(logits: Tensor, sampling: Sampling, position: int) -> int:
         if sampling.seed == 1:
             seen.append(logits.clone())
-        return sample(logits, sampling, position, noise)
+        return sample(logits, sampling, position)
 
     blocks = -(-(len(ids) + 1000) // model.cache_shape.block_tokens)
     config = EngineConfig(max_running=2, snapshots=2, memory="512MiB")

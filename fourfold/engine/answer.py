@@ -172,6 +172,11 @@ class Answer:
         for choice in self.choices:
             choice.ended = True
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there is a chunk to take."""
+        return bool(self._chunks)
+
     def take(self) -> Chunk | None:
         """The next chunk of any choice, if there is one."""
         return self._chunks.popleft() if self._chunks else None

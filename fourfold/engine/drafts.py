@@ -27,6 +27,9 @@ _GUESSED_MORE, _GUESSED_PASS = 0.2, 0.2
 """Before anything is measured: a drafted token and a pass of the MTP block, as parts of a step."""
 _REFRESH = 64
 """In so many steps two are plain, for the comparison to stay true."""
+_IDLE, _LOOK = 8, 4
+"""After so many looks in a row that found no draft worth making, one look in so many steps is enough: a look
+costs a small model a fiftieth of a step."""
 _TRIAL = 4
 """Steps of a trial."""
 _ALLOWED = 0.005
@@ -205,6 +208,8 @@ class Lengths:
     _asked: Account = field(default_factory=Account)
     _trial: int = 0
     _steps: int = 0
+    _idle: int = 0
+    _rested: int = 0
 
     @property
     def willing(self) -> bool:
@@ -227,8 +232,20 @@ class Lengths:
             self._asked.add(-min(seconds / self.pace.plain(requests), _WORST))
         self.pace.learn_guessing(asked, places, seconds)
 
+    def rest(self) -> bool:
+        """Whether the next step is one of those that go without a look."""
+        if self._idle < _IDLE or self._trial or self.asking:
+            return False
+        self._rested = (self._rested + 1) % _LOOK
+        return self._rested != 0
+
     def choose(self, requests: int, wishes: Sequence[Wish]) -> list[int]:
         """The length for each wish.  requests: that take part in the step, with or without a wish."""
+        lengths = self._choose(requests, wishes)
+        self._idle = 0 if any(lengths) else self._idle + 1
+        return lengths
+
+    def _choose(self, requests: int, wishes: Sequence[Wish]) -> list[int]:
         self._steps += 1
         self.asking = False
         none = [0] * len(wishes)

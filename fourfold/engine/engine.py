@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -33,6 +34,8 @@ from fourfold.model.transformer import Transformer
 from fourfold.tokenizer import Tokenizer
 
 _NO_LOG = "this engine has no cache_dir, which it needs to know of interrupted requests"
+_AHEAD = 1
+"""Steps that begin before anybody waits for them: meanwhile, who asked makes something of the last chunk."""
 _PATIENCE = 0.05
 """Seconds until a step that has nothing to compute, because all wait for the disk, ends."""
 
@@ -58,9 +61,9 @@ class EngineStats:
 class Engine:
     """Serves requests of one model from one cache; any number of threads and tasks may ask at once.
 
-    A step runs when somebody waits for a chunk, on a thread of the engine's own, so that no interruption can
-    tear it.  tokenizer: the model's own unless given.  RequestError: there is none.  ConfigError: the memory
-    is too small.
+    A step runs when somebody waits for a chunk, and one more after it, on a thread of the engine's own, so
+    that no interruption can tear it.  tokenizer: the model's own unless given.  RequestError: there is none.
+    ConfigError: the memory is too small.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Engine:
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fourfold-engine")
         self._step_done: Future[None] | None = None
+        self._ahead = 0
 
     def submit(self, request: Request) -> Answer:
         """Take a request; `stream` and `generate` do this and wait for its chunks.
@@ -157,7 +161,9 @@ class Engine:
                 elif ended:
                     break
                 else:
-                    self._next_step().result()
+                    step = self._next_step()
+                    if not answer.waiting:
+                        step.result()
             if answer.error is not None:
                 raise answer.error
         finally:
@@ -173,8 +179,10 @@ class Engine:
                 elif ended:
                     break
                 else:
-                    # Shielded: others wait for the same step.
-                    await asyncio.shield(asyncio.wrap_future(self._next_step()))
+                    step = self._next_step()
+                    if not answer.waiting:
+                        # Shielded: others wait for the same step.
+                        await asyncio.shield(asyncio.wrap_future(step))
             if answer.error is not None:
                 raise answer.error
         finally:
@@ -269,16 +277,30 @@ class Engine:
         return limit
 
     def _next_step(self) -> Future[None]:
-        """The step that runs or, where none does, the next one: all who wait share it."""
+        """The step that runs or, where none does, the next one: all who wait share it.
+
+        What the step before it gave can be taken by now.
+        """
         with self._lock:
+            self._ahead = _AHEAD
             if self._step_done is None or self._step_done.done():
                 try:
-                    self._step_done = self._thread.submit(self._step)
+                    self._step_done = self._thread.submit(self._run_step)
                 except RuntimeError:
                     raise RequestError("the engine is closed; make another one") from None
             return self._step_done
 
     # From here on: on the engine's thread.
+
+    def _run_step(self) -> None:
+        self._step()
+        with self._lock:
+            if not self._ahead or not self._work_of:
+                return
+            self._ahead -= 1
+            # Who waited for this step may wait for the next one before this one counts as done.
+            with suppress(RuntimeError):  # the engine is closed
+                self._step_done = self._thread.submit(self._run_step)
 
     def _obey(self) -> None:
         while self._orders:

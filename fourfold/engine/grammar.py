@@ -92,7 +92,7 @@ class Grammars:
             case "json":
                 rules = "answer: %json " + json.dumps({**spec, "x-guidance": SPACE}) + "\n"
             case "regex":
-                rules = f"answer: /{_one_line(regex_to_lark(_without_anchors(spec)))}/\n"
+                rules = f"answer: /{_one_line(regex_to_lark(_without_anchors(spec), 'd'))}/\n"
             case "choice":
                 # A terminal: as many rules would be as many states of the parser.
                 rules = f"answer: OPTION\nOPTION: {' | '.join(literal(option) for option in spec)}\n"

@@ -1,9 +1,8 @@
 """From logits to a token: pure functions, and a randomness that depends on the seed and the position only.
 
-Sampling is the Gumbel trick written with exponentials: token = argmax p_v / q_v with q_v ~ Exp(1), which
-draws v with probability p_v. The noise q of a position comes from (seed, position) alone, so the same seed
-draws the same token from the same probabilities whether the text was generated in one go, continued later,
-in a batch with others, or after a rollback.
+The key of a draw (kernels/draw.py) comes from (seed, position) alone, so the same seed draws the same token
+from the same probabilities whether the text was generated in one go, continued later, in a batch with others,
+or after a rollback.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fourfold.errors import RequestError
+from fourfold.kernels.draw import draw
 
 _MASK = (1 << 64) - 1
 _COLDEST = 1e-30  # below it a temperature is no longer a float32; the nearest token is chosen all the same
@@ -67,6 +67,11 @@ class Sampling:
         seed_ok = self.seed is None or (_is_int(self.seed) and 0 <= self.seed < 1 << 63)
         _check("seed", self.seed, seed_ok, "a whole number from 0 to 2^63 - 1")
 
+    @property
+    def filters(self) -> bool:
+        """Whether it leaves tokens out."""
+        return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
+
     def seeded(self) -> Sampling:
         """The same with a seed: its own, or a fresh random one."""
         if self.seed is not None:
@@ -81,26 +86,27 @@ class Sampling:
         return replace(self, seed=mix(self.seed, -1 - index) >> 1)
 
 
-def sample(logits: Tensor, sampling: Sampling, position: int, noise: Tensor | None = None) -> int:
+def sample(logits: Tensor, sampling: Sampling, position: int) -> int:
     """The token for `position`, from its logits.
 
-    logits: [V] f32, with -inf for tokens that must not come. Greedy ties go to the lower id.
-    noise: `exponential_noise` of this seed and position, if it is there already.
+    logits: [V] f32 on the CPU, with -inf for tokens that must not come. Greedy ties go to the lower id.
     Raises RequestError when the logits hold NaN or +inf, or forbid every token.
     """
-    peak = logits.max()
-    if not bool(torch.isfinite(peak)):
-        raise RequestError(
-            f"the logits at position {position} have maximum {peak.item()}; the model computed no answer"
-        )
     if sampling.temperature == 0.0:
-        return int(logits.argmax())
-    if sampling.seed is None:
+        token = draw(logits, 0.0, 0)
+    elif sampling.seed is None:
         raise RequestError("sampling needs a seed here; use Sampling.seeded()")
-    probabilities = distribution(logits, sampling)
-    if noise is None:
-        noise = exponential_noise(logits.shape[-1], sampling.seed, position)
-    return int((probabilities / noise.to(logits.device)).argmax())
+    else:
+        left = logits
+        if sampling.filters and bool(torch.isfinite(logits.max())):
+            left = torch.where(distribution(logits, sampling) > 0.0, logits, -torch.inf)
+        token = draw(left, max(sampling.temperature, _COLDEST), mix(sampling.seed, position))
+    if token < 0:
+        raise RequestError(
+            f"the logits at position {position} have maximum {logits.max().item()}; "
+            "the model computed no answer"
+        )
+    return token
 
 
 def distribution(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -169,12 +175,6 @@ def _most_likely(probabilities: Tensor, p: float) -> tuple[Tensor, Tensor]:
         size *= 8
     ordered, order = probabilities.sort(descending=True, stable=True)
     return ordered, order
-
-
-def exponential_noise(size: int, seed: int, position: int) -> Tensor:
-    """Exp(1) numbers that (seed, position) determine, the same on every device.  [size] f32 on the CPU."""
-    generator = torch.Generator().manual_seed(mix(seed, position) >> 1)
-    return torch.empty(size).exponential_(generator=generator).clamp_min_(torch.finfo(torch.float32).tiny)
 
 
 def mix(seed: int, position: int) -> int:

@@ -1,7 +1,7 @@
 """Guesses of the next tokens, which one pass of the model then verifies.
 
 Two sources: what followed when the text last ended as it does now, and the model's own MTP block.  The MTP
-block's guess is drawn with the noise that the model's own draw at that position will use, from the same
+block's guess is drawn with the key that the model's own draw at that position will use, from the same
 filters, penalties and masks.  So both fall on the same token nearly as often as two distributions can agree,
 and the answer is, token by token, the one without drafts, greedy or drawn.
 """
@@ -61,6 +61,8 @@ class Speculator:
 
     def draft(self, writers: Sequence[Writer], streams: Tensor) -> None:
         """Put drafts on the jobs of those who need one more token.  streams: of the step that was done."""
+        if self._lengths.rest():
+            return
         ready = [writer for writer in writers if writer.job.pending == 1]
         wishes = [self._wish(writer) for writer in ready]
         lengths = dict(zip(ready, self._lengths.choose(len(ready), wishes), strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from fourfold.engine.chooser import Chooser
 from fourfold.engine.job import Job
 from fourfold.engine.logprobs import token_logprob
 from fourfold.engine.masks import Stuck
-from fourfold.engine.sampler import exponential_noise, sample
+from fourfold.engine.sampler import sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +23,6 @@ class Work:
     answer: Answer
     choice: Choice
     chooser: Chooser
-    noise: dict[int, Tensor] = field(default_factory=dict)
-    """Of positions that a draft has guessed for: the model's own draw there takes the same."""
 
     def replay(self, ids: Sequence[int]) -> None:
         """These tokens are known from before."""
@@ -51,20 +49,16 @@ class Work:
                 break
             accepted += 1
         self.chooser.accept(said)
-        for gone in [known for known in self.noise if known < position + len(said)]:
-            del self.noise[gone]
         return said, accepted
 
     def guess(self, logits: Tensor, drafted: tuple[int, ...], *, position: int) -> int:
         """What a draft's logits [V] say after tokens drafted before it; position: of the first of these.
 
-        RequestError: they are no numbers.  Stuck: the constraint allows nothing there.
+        The model's own draw there has the same key.  RequestError: the logits are no numbers.  Stuck: the
+        constraint allows nothing there.
         """
-        sampling, position = self.choice.sampling, position + len(drafted)
-        if sampling.temperature and sampling.seed is not None and position not in self.noise:
-            self.noise[position] = exponential_noise(logits.shape[-1], sampling.seed, position)
         processed = self.chooser.processed(logits, drafted)
-        return sample(processed, sampling, position, self.noise.get(position))
+        return sample(processed, self.choice.sampling, position + len(drafted))
 
     def score(self, position: int, logits: Tensor) -> None:
         """Logits [n, V] after the prompt's tokens from `position` on."""
@@ -87,7 +81,7 @@ class Work:
         except Stuck:
             choice.finish("constraint")
             return None
-        token = sample(processed, choice.sampling, position, self.noise.get(position))
+        token = sample(processed, choice.sampling, position)
         logprob = None if request.logprobs is None else token_logprob(logits, token, request.logprobs)
         choice.push(token, logprob)
         return None if choice.ended else token

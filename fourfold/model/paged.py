@@ -214,20 +214,24 @@ class PagedTail(AsItIs):
     def __init__(self, cache: PagedCache, data: Tensor) -> None:
         self.cache = cache
         self.data = data
-
         self._staging = len(data) - cache.call_tokens
+        self._whole = data[None]
+        self._slot: tuple[int, tuple[Tensor, Tensor]] = (0, (self._whole, self._whole))
+        """Of the last call, and its tokens: the next one has as many, mostly."""
 
     def extend(self, rows: Tensor) -> Tensor:
         """rows [B, T, D] -> all slots and the call's rows behind them, [1, L, D]."""
         rows = rows.flatten(0, 1)
         self._place(len(rows)).copy_(rows)
-        return self.data[None]
+        return self._whole
 
     def unchanged(self) -> Tensor:
-        return self.data[None]
+        return self._whole
 
     def slot(self, new: int) -> tuple[Tensor, Tensor] | None:
-        return self._place(new)[None], self.data[None]
+        if self._slot[0] != new:
+            self._slot = new, (self._place(new)[None], self._whole)
+        return self._slot[1]
 
     def _place(self, new: int) -> Tensor:
         return self.data.narrow(0, self._staging, new)
@@ -239,6 +243,8 @@ class PagedWindow(PagedTail):
     def __init__(self, cache: PagedCache, data: Tensor, packing: Packing | None) -> None:
         super().__init__(cache, data)
         self.packing = packing
+        self._slots = data.narrow(0, 0, self._staging - cache.shape.slots["window"].rows)
+        self._held = -1, data
 
     def extend(self, rows: Tensor) -> Tensor:
         """rows [B, T, D] -> the windows of each row's sequences, one after the other, [B, L, D]."""
@@ -254,13 +260,14 @@ class PagedWindow(PagedTail):
         call = self.cache.running
         if len(call.spans) > 1 or self.packing is not None:
             return None
-        held = len(call.window_rows) - new
-        start = self._staging - held
-        slots = self.data.narrow(0, 0, self._staging - self.cache.shape.slots["window"].rows)
-        torch.index_select(
-            slots, 0, call.window_rows.narrow(0, 0, held), out=self.data.narrow(0, start, held)
-        )
-        return self._place(new)[None], self.data.narrow(0, start, held + new)[None]
+        rows = call.held_rows
+        held = len(rows)
+        if self._slot[0] != new or self._held[0] != held:
+            start = self._staging - held
+            self._held = held, self.data.narrow(0, start, held)
+            self._slot = new, (self._place(new)[None], self.data.narrow(0, start, held + new)[None])
+        torch.index_select(self._slots, 0, rows, out=self._held[1])
+        return self._slot[1]
 
 
 class PagedEntries:
@@ -271,6 +278,7 @@ class PagedEntries:
         self.data = data
         self.ratio = ratio
         self.packing = packing
+        self._whole = data[None]
 
     def extend(self, rows: Tensor) -> Tensor:
         """rows [B, S, D] -> the whole pool, [1, L, D] or as it is packed."""
@@ -278,10 +286,10 @@ class PagedEntries:
         if self.packing is not None:
             new = self.packing.pack(new)
         self.data.index_copy_(0, self.cache.running.written(self.ratio), new)
-        return self.data[None]
+        return self._whole
 
     def unchanged(self) -> Tensor:
-        return self.data[None]
+        return self._whole
 
     def slot(self, new: int) -> None:
         return None

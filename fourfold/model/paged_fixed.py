@@ -131,6 +131,11 @@ class FixedLayout:
         return self.step.part("window").flatten()
 
     @property
+    def held_rows(self) -> Tensor:
+        """Those of a single token without its own.  [W - 1] int64."""
+        return self.window_rows[:-1]
+
+    @property
     def window_range(self) -> Tensor:
         """[B, 1, 2] int64."""
         start = self.step.part("seen from")

@@ -90,6 +90,11 @@ class PagedLayout:
         rows = self.rows(span, self._window_start[span] + number, self._window_rows)
         return self._tensor(rows)[0]
 
+    @cached_property
+    def held_rows(self) -> Tensor:
+        """Those of a single span that are held.  [L - N] int64."""
+        return self.window_rows.narrow(0, 0, len(self.window_rows) - self.tokens)
+
     def completed(self, ratio: int) -> int:
         """Blocks of `ratio` tokens that this call completes."""
         if ratio not in self._completed:

@@ -29,9 +29,9 @@ def serve(
     from `first`."""
     seen: defaultdict[int | None, Any] = defaultdict(hashlib.sha256)
 
-    def watched(logits: Any, sampling: Sampling, position: int, noise: Any) -> int:
+    def watched(logits: Any, sampling: Sampling, position: int) -> int:
         seen[sampling.seed].update(logits.numpy().tobytes())
-        return sample(logits, sampling, position, noise)
+        return sample(logits, sampling, position)
 
     with patch.object(module, "sample", watched):
         config = EngineConfig(**{"max_running": 3, "step_tokens": 60, "cache_dir": cache_dir, **values})

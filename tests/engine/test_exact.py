@@ -36,9 +36,9 @@ class Witness:
 
     seen: dict[tuple[int | None, int], Tensor] = field(default_factory=dict, repr=False)
 
-    def sample(self, logits: Tensor, sampling: Sampling, position: int, noise: Tensor | None) -> int:
+    def sample(self, logits: Tensor, sampling: Sampling, position: int) -> int:
         self.seen[sampling.seed, position] = logits.clone()
-        return sample(logits, sampling, position, noise)
+        return sample(logits, sampling, position)
 
 
 @pytest.fixture

@@ -246,6 +246,14 @@ void py_index_topk(Object q_object, Object weights_object, Object keys_object, O
     index_topk(c, to);
 }
 
+index_t py_draw(Object logits_object, float temperature, std::uint64_t key) {
+    const Argument logits(logits_object, "logits");
+    logits.check(logits.ndim == 1 && logits.size() > 0, "is not [V]");
+    const float* from = logits.floats();
+    nb::gil_scoped_release release;
+    return draw(from, logits.size(), temperature, key);
+}
+
 }  // namespace
 
 bool attends(const AttentionArguments& a) {
@@ -308,6 +316,7 @@ void add_tensor_ops(nb::module_& m) {
     m.def("sparse_attention", &py_sparse_attention, given, given, given, maybe, maybe, maybe, given, given, given,
           given);
     m.def("index_topk", &py_index_topk);
+    m.def("draw", &py_draw);
 }
 
 }  // namespace fourfold

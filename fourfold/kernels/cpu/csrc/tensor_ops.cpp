@@ -323,4 +323,45 @@ void hc_post(const void* output, const void* streams, Type type, index_t tokens,
     });
 }
 
+namespace {
+
+// The largest of x [n]; NaN where one is.  Sixteen at once, as the compiler will not reorder floats by itself.
+float peak_of(const float* x, index_t n) {
+    constexpr index_t lanes = 16;
+    constexpr float none = -std::numeric_limits<float>::infinity();
+    float most[lanes];
+    std::uint32_t invalid[lanes] = {};
+    std::fill(most, most + lanes, none);
+    const auto meet = [&](float v, index_t lane) {
+        most[lane] = v > most[lane] ? v : most[lane];
+        invalid[lane] |= v != v;
+    };
+    index_t i = 0;
+    for (; i + lanes <= n; i += lanes)
+        for (index_t lane = 0; lane < lanes; ++lane) meet(x[i + lane], lane);
+    for (; i < n; ++i) meet(x[i], 0);
+    if (std::any_of(invalid, invalid + lanes, [](std::uint32_t v) { return v != 0; }))
+        return std::numeric_limits<float>::quiet_NaN();
+    return *std::max_element(most, most + lanes);
+}
+
+}  // namespace
+
+index_t draw(const float* logits, index_t n, float temperature, std::uint64_t key) {
+    const float peak = peak_of(logits, n);
+    if (!std::isfinite(peak)) return -1;
+    if (temperature == 0.f) return std::find(logits, logits + n, peak) - logits;
+    const VectorKernels& v = vector_kernels();
+    alignas(64) float speeds[kDrawPiece];
+    float best = -1.f;
+    index_t winner = -1;
+    for (index_t first = 0; first < n; first += kDrawPiece) {
+        const index_t count = std::min(kDrawPiece, n - first);
+        v.race(logits, first, count, peak, temperature, key, speeds);
+        for (index_t i = 0; i < count; ++i)
+            if (speeds[i] > best) best = speeds[i], winner = first + i;
+    }
+    return winner;
+}
+
 }  // namespace fourfold

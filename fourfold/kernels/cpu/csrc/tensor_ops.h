@@ -120,4 +120,8 @@ void index_topk(const IndexChoice& c, index_t* indices);
 // The k largest of scores [n], the first of equal ones -> their places + `shift`, ascending, then -1.
 void select_largest(const float* scores, index_t n, index_t k, index_t shift, index_t* indices);
 
+// The token that logits [n] and the key draw; -1 where the largest logit is no finite number or one is NaN.
+// fourfold/kernels/draw.py.
+index_t draw(const float* logits, index_t n, float temperature, std::uint64_t key);
+
 }  // namespace fourfold

@@ -36,6 +36,7 @@ struct StreamMixing {
 };
 
 constexpr index_t kSliceRows = 128, kSliceWidth = 64;
+constexpr index_t kDrawPiece = 256;
 
 // One query of sparse attention, some of its heads.
 struct Query {
@@ -107,6 +108,9 @@ struct VectorKernels {
     void (*index_scores)(const float* q, const float* weights, index_t heads, index_t width, Rows keys, index_t n,
                          float* scratch, float* scores);
     void (*spread)(const void* weights, Type type, index_t heads, float* spread);
+    // For tokens first .. first + n - 1, n <= kDrawPiece: e^((logit - peak) / temperature) over the token's wait.
+    void (*race)(const float* logits, index_t first, index_t n, float peak, float temperature, std::uint64_t key,
+                 float* y);
     // Matrix units' own, null where there are none.  Softmax weights are rounded to bf16.
     void (*attend_narrow)(const NarrowQuery& query);
     // q [heads, width], weights [heads]; scratch [round_up(heads, 16) * (width / 2 + 17) + 8 * width + 256]

@@ -3,6 +3,7 @@
 
 #include "vector_attention.h"
 #include "vector_dots.h"
+#include "vector_draw.h"
 #include "vector_index.h"
 #include "vector_streams.h"
 
@@ -31,6 +32,7 @@ constexpr VectorKernels vector_table() {
         .attend = attend<S>,
         .index_scores = index_scores<S>,
         .spread = spread<S>,
+        .race = race<S>,
         .attend_narrow = nullptr,
         .index_scores_narrow = nullptr,
     };
