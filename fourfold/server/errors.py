@@ -11,6 +11,7 @@ from typing import Any
 from starlette.responses import Response
 
 from fourfold.errors import FourfoldError, RequestError
+from fourfold.worker.wire import EngineFault
 
 # Status -> the names that OpenAI's and Anthropic's clients know it by.
 _TYPES = {
@@ -83,7 +84,8 @@ def api_error(error: Exception) -> ApiError:
         return ApiError(400, str(error))
     if isinstance(error, FourfoldError):
         return ApiError(500, str(error))
-    return ApiError(500, f"the server has made a mistake ({type(error).__name__}); its log knows more")
+    name = error.told.name if isinstance(error, EngineFault) else type(error).__name__
+    return ApiError(500, f"the server has made a mistake ({name}); its log knows more")
 
 
 class Document(Response):

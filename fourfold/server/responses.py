@@ -288,7 +288,7 @@ class Output:
             "output_tokens_details": {"reasoning_tokens": used.reasoning},
             "total_tokens": used.prompt + used.completion,
         }
-        sampling = reply.answer.sampling
+        sampling = reply.answer.request.sampling
         return {
             "id": self._id,
             "object": "response",

@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -124,7 +123,7 @@ async def streamed(
 ) -> EventStream:
     """The stream of a reply that the engine then has.  ApiError, RequestError: it cannot be served."""
     try:
-        await run_in_threadpool(reply.ask)
+        await reply.ask()
     except BaseException:
         reply.close()
         raise
