@@ -34,7 +34,8 @@ MESSAGES = [
 @settings(max_examples=30, deadline=None)
 @given(cuts=st.lists(st.integers(1, 40), min_size=1))
 def test_however_bytes_are_cut_the_messages_are_the_same(cuts):
-    data, frames, found = b"".join(map(wire.frame, MESSAGES)), wire.Frames(), []
+    data, frames = b"".join(map(wire.frame, MESSAGES)), wire.Frames()
+    found: list[Any] = []
     at = 0
     while at < len(data):
         for cut in cuts:
