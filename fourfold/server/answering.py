@@ -107,16 +107,16 @@ class Reply:
         metrics.prompt_tokens.inc(self.usage.prompt)
         metrics.prompt_sizes.observe(self.usage.prompt)
 
-    async def events(self) -> AsyncGenerator[Event]:
-        """The events of all choices, as they come.  Closing the iterator cancels the request.
+    async def events(self) -> AsyncGenerator[list[Event]]:
+        """The events of all choices, those together that come together.  Closing the iterator cancels the
+        request.
 
         FourfoldError: what ended this request.
         """
         chunks = self.answer.chunks()
         try:
-            async for chunk in chunks:
-                for event in self._read(chunk):
-                    yield event
+            async for found in chunks:
+                yield list(self._read(found))
                 if all(one.ended for one in self._choices):
                     break
         finally:
@@ -251,13 +251,14 @@ async def asked(reply: Reply) -> AsyncGenerator[Reply]:
 async def gathered(reply: Reply) -> list[Whole]:
     """All choices of a reply that was asked for, when they have ended."""
     wholes = [Whole() for _ in reply.answer.ids]
-    async for event in reply.events():
-        whole = wholes[event.index]
-        if isinstance(event, End):
-            whole.finish, whole.stop = event.finish, event.stop
-            continue
-        whole.parts.extend(event.parts)
-        (whole.reasoning_logprobs if event.reasoning else whole.logprobs).extend(event.logprobs)
+    async for events in reply.events():
+        for event in events:
+            whole = wholes[event.index]
+            if isinstance(event, End):
+                whole.finish, whole.stop = event.finish, event.stop
+                continue
+            whole.parts.extend(event.parts)
+            (whole.reasoning_logprobs if event.reasoning else whole.logprobs).extend(event.logprobs)
     for whole in wholes:
         whole.parts = joined(whole.parts)
     return wholes

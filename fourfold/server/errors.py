@@ -97,10 +97,25 @@ class Document(Response):
         super().__init__(written(content), status, headers)
 
 
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+HOLE = "\ue000"
+"""The text in whose place a Form puts others: a character without a meaning."""
+
+
 def written(content: Any) -> bytes:
     """JSON in UTF-8."""
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode("utf-8", "backslashreplace")
+    return _JSON.encode(content).encode("utf-8", "backslashreplace")
+
+
+class Form:
+    """JSON that was written once, with HOLE as its one text that changes."""
+
+    def __init__(self, data: bytes) -> None:
+        self._before, self._after = data.split(written(HOLE))
+
+    def filled(self, text: str) -> bytes:
+        return self._before + written(text) + self._after
 
 
 def invalid(errors: Sequence[Mapping[str, Any]]) -> ApiError:
