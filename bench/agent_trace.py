@@ -199,7 +199,7 @@ def throughput(model: Transformer, options: argparse.Namespace) -> dict[str, Any
                 begun = time.perf_counter()
                 answers = [own.submit(request) for request in requests]
                 while not all(answer.ended for answer in answers):
-                    own._next_step().result()
+                    own.step()
                 rates.append(sum(len(answer.ids) for answer in answers) / (time.perf_counter() - begun))
         rows.append({"batch": batch, "tokens_per_second": statistics.median(rates)})
         print(rows[-1], flush=True)

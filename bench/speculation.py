@@ -85,11 +85,11 @@ def decode(own: Engine, requests: Sequence[Request]) -> tuple[float, int, list[l
     """Seconds and tokens from the step after which every request had a token; the answers."""
     answers = [own.submit(request) for request in requests]
     while not all(answer.ids for answer in answers):
-        own._next_step().result()
+        own.step()
     before = sum(len(answer.ids) for answer in answers)
     begun = time.perf_counter()
     while not all(answer.ended for answer in answers):
-        own._next_step().result()
+        own.step()
     seconds = time.perf_counter() - begun
     return seconds, sum(len(answer.ids) for answer in answers) - before, [answer.ids for answer in answers]
 

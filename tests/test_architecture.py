@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": BASE | {"config", "kernels", "loading", "model", "protocol", "tiers"},
 }
 LOWER = {*MAY_IMPORT}
-TOP = {"bench", "cli", "conformance", "distil", "evaluation", "server", "train"}
+TOP = {"bench", "cli", "conformance", "distil", "evaluation", "server", "train", "worker"}
 
 PUBLIC = {
     "Cache",

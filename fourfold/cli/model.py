@@ -69,7 +69,7 @@ def open_model(
     threads: int,
     device_memory: str | None = None,
     ram: str | None = None,
-    expert_copy: Path | None = None,
+    expert_copy: str | Path | None = None,
     kv: Kv | None = None,
 ) -> Opened:
     """Load a checkpoint folder or repo id (None: the shipped model) and say so on stderr.

@@ -10,13 +10,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+import fourfold
 from fourfold.cli import DONE, FAILED, console, options
-from fourfold.cli.model import model_name, open_model
+from fourfold.cli.model import model_name
+from fourfold.config import ModelConfig
 from fourfold.engine.config import CACHE_SIZE, EngineConfig
-from fourfold.engine.engine import Engine
+from fourfold.engine.defaults import recommended
 from fourfold.errors import ConfigError, RequestError
 from fourfold.protocol import prompt_format as format_of
 from fourfold.protocol import thinks_unasked
+from fourfold.weights.hub import resolve
 
 KEYS_VARIABLE = "FOURFOLD_API_KEYS"
 
@@ -97,8 +100,9 @@ def serve(
 ) -> int:
     """Serve a model to clients of OpenAI, Anthropic and DeepSeek."""
     try:
-        from fourfold.server import Server, ServerConfig
+        from fourfold.server import Backend, Process, Server, ServerConfig
         from fourfold.server.run import address, bound, is_loopback, run
+        from fourfold.worker.wire import launch
     except ModuleNotFoundError as missing:
         raise RequestError(
             f"{missing.name} is not installed; pip install 'fourfold[serve]' brings what the server needs"
@@ -140,19 +144,23 @@ def serve(
     wanted: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     given = {key: value for key, value in wanted.items() if value is not None}
     with bound(host, port) as listening:
-        opened = open_model(
-            model,
-            device=device,
-            numerics=numerics,
-            threads=threads,
-            device_memory=device_memory,
-            ram=ram,
-            expert_copy=expert_copy,
+        folder = resolve(model or str(fourfold.shipped_model()))
+        config = replace(config, sampling=replace(recommended(folder), **given))
+        process = Process(
+            launch(
+                folder,
+                engine_config,
+                device=device,
+                numerics=numerics,
+                threads=threads,
+                device_memory=device_memory,
+                ram=ram,
+                expert_copy=expert_copy,
+            )
         )
-        config = replace(config, sampling=replace(opened.sampling, **given))
-        with Engine(opened.model, engine_config) as engine:
-            server = Server(engine, opened.model.config, config)
-            ended = run(server, listening, lambda: _announce(config.name, address(listening), bool(keys)))
+        engine = Backend(process, fourfold.tokenizer(folder), ModelConfig.from_file(folder / "config.json"))
+        server = Server(engine, config)
+        ended = run(server, listening, lambda: _announce(config.name, address(listening), bool(keys)))
     return DONE if ended else FAILED
 
 

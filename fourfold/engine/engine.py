@@ -99,16 +99,17 @@ class Engine:
         self._step_done: Future[None] | None = None
         self._ahead = 0
 
-    def submit(self, request: Request) -> Answer:
+    def submit(self, request: Request, *, said: Sequence[Sequence[int]] = ()) -> Answer:
         """Take a request; `stream` and `generate` do this and wait for its chunks.
 
+        said: tokens of each choice that an engine which is gone has given; the chunks begin with theirs.
         RequestError, at once: it is malformed, can never fit, or its constraint cannot be compiled (the first
         constraint of an engine takes a moment, and every new one: ask from a thread where nothing may wait).
         """
-        answer, works = self._prepare(request)
+        answer, works = self._prepare(request, said)
         if self._log is not None:
             self._log.begin(answer)
-        self._orders.append(partial(self._begin, works))
+        self._order(works)
         return answer
 
     @property
@@ -124,13 +125,11 @@ class Engine:
         if self._log is None:
             raise RequestError(_NO_LOG)
         lost = self._log.found(request_id)
-        answer, works = self._prepare(lost.request)
-        if answer.request.logprobs is None and answer.request.prompt_logprobs is None:
-            for own, said in zip(works, lost.ids, strict=True):
-                own.replay(said)
-        # Else all is computed again: log probabilities are not logged, and follow like the tokens.
+        # Log probabilities are not logged: with them all is computed again, and they follow like the tokens.
+        scored = lost.request.logprobs is not None or lost.request.prompt_logprobs is not None
+        answer, works = self._prepare(lost.request, () if scored else lost.ids)
         self._log.resume(request_id)
-        self._orders.append(partial(self._begin, [own for own in works if not own.choice.ended]))
+        self._order(works)
         return answer
 
     def forget(self, request_id: str) -> None:
@@ -218,6 +217,10 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def step(self) -> None:
+        """Compute one step, for who takes the chunks of all answers himself.  Returns when it is done."""
+        self._next_step().result()
+
     def stats(self) -> EngineStats:
         """What it holds now and has done so far."""
         scheduler = self._scheduler
@@ -233,14 +236,21 @@ class Engine:
             counters=replace(scheduler.counters),
         )
 
-    def _prepare(self, request: Request) -> tuple[Answer, list[Work]]:
-        """An answer without tokens, and what computes each of its choices.  RequestError: as `submit`."""
+    def _prepare(self, request: Request, said: Sequence[Sequence[int]] = ()) -> tuple[Answer, list[Work]]:
+        """An answer with these tokens, and what computes each of its choices.  RequestError: as `submit`."""
         config = self.model.config
         ids = prompt_ids(request.prompt, self.tokenizer, config)
         check_ids(request, config)
         limit = self._limit(len(ids), request.max_tokens)
         answer = Answer(ids, request, limit, self.tokenizer, config.eos_token_id)
-        return answer, [self._work(answer, choice) for choice in answer.choices]
+        works = [self._work(answer, choice) for choice in answer.choices]
+        for work, known in zip(works, said, strict=False):
+            work.replay(known)
+        return answer, works
+
+    def _order(self, works: Sequence[Work]) -> None:
+        """Have those begin that are not at their end."""
+        self._orders.append(partial(self._begin, [work for work in works if not work.choice.ended]))
 
     def _work(self, answer: Answer, choice: Choice) -> Work:
         """What computes one choice."""

@@ -21,14 +21,12 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fourfold.engine.answer import Answer
-from fourfold.engine.constraint import Constraint
 from fourfold.engine.request import Request
-from fourfold.engine.sampler import Sampling
 from fourfold.errors import ConfigError, FourfoldError, RequestError
 from fourfold.tiers.files import say
 
@@ -64,7 +62,7 @@ class _Entry:
 
     def lines(self) -> Iterator[bytes]:
         """All that is known of it."""
-        yield _line({"begin": self.number, "time": self.begun, "request": _values(self.request)})
+        yield _line({"begin": self.number, "time": self.begun, "request": self.request.to_json()})
         yield _line({"tokens": [[self.number, choice, *ids] for choice, ids in enumerate(self.ids) if ids]})
 
     @property
@@ -276,7 +274,7 @@ def _read(path: Path, file: BinaryIO) -> list[_Entry]:
 
 def _apply(record: dict[str, Any], entries: dict[int, _Entry]) -> None:
     if "begin" in record:
-        request = _request(record["request"])
+        request = Request.from_json(record["request"])
         ids: list[list[int]] = [[] for _ in range(request.n)]
         entries[record["begin"]] = _Entry(record["begin"], record["time"], request, ids)
     for number, choice, *ids in record.get("tokens", ()):
@@ -295,19 +293,6 @@ def _checked(line: bytes) -> Any:
     if line[:9] != b"%08x " % zlib.crc32(data):
         raise ValueError("its checksum is wrong")
     return json.loads(data)
-
-
-def _values(request: Request) -> dict[str, Any]:
-    """As JSON."""
-    return {**asdict(replace(request, prompt=())), "prompt": request.prompt}
-
-
-def _request(values: dict[str, Any]) -> Request:
-    sampling, constraint = dict(values["sampling"]), values["constraint"]
-    sampling["logit_bias"] = {int(token): bias for token, bias in sampling["logit_bias"].items()}
-    values["sampling"] = Sampling(**sampling)
-    values["constraint"] = None if constraint is None else Constraint(**constraint)
-    return Request(**values)
 
 
 def _write_all(file: int, data: bytes) -> None:

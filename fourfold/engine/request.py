@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from math import inf
+from typing import Any
 
 from torch import Tensor
 
@@ -83,6 +84,21 @@ class Request:
             raise RequestError(f"priority is {self.priority!r}; allowed: a whole number")
         if self.id is not None and not (isinstance(self.id, str) and 0 < len(self.id) <= LONGEST_ID):
             raise RequestError(f"id is {self.id!r}; allowed: a text of 1 to {LONGEST_ID} characters")
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, where the prompt is a text or a list; from_json makes the same request of them."""
+        return {**asdict(replace(self, prompt=())), "prompt": self.prompt}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Request:
+        """What to_json gave.  RequestError, TypeError, KeyError: it did not."""
+        sampling, constraint = dict(values["sampling"]), values["constraint"]
+        sampling["logit_bias"] = {int(token): bias for token, bias in sampling["logit_bias"].items()}
+        own = {
+            "sampling": Sampling(**sampling),
+            "constraint": None if constraint is None else Constraint(**constraint),
+        }
+        return cls(**{**values, **own})
 
 
 def _within(value: object, low: int, high: float = inf) -> bool:

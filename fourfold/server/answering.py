@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from starlette.concurrency import run_in_threadpool
-
-from fourfold.engine.answer import Answer, FinishReason
+from fourfold.engine.answer import Chunk, FinishReason
 from fourfold.engine.constraint import Constraint
 from fourfold.engine.logprobs import TokenLogprob
 from fourfold.engine.request import Request
@@ -19,6 +17,7 @@ from fourfold.protocol import TOOL_MARK, AnswerParser, CallDelta, Part, TextDelt
 from fourfold.server.backend import Server
 from fourfold.server.calls import Call
 from fourfold.server.errors import ApiError
+from fourfold.server.ticket import Ticket
 
 Finish = Literal["stop", "length", "tool_calls"]
 
@@ -62,7 +61,7 @@ class Reply:
     second tool call.  usage: so far.  thinking: answers have reasoning.
     """
 
-    answer: Answer
+    answer: Ticket
 
     def __init__(
         self,
@@ -82,7 +81,7 @@ class Reply:
         self._choices = [_Choice(turn.parser() if turn is not None else None) for _ in range(request.n)]
         self._began = time.perf_counter()
 
-    def ask(self) -> None:
+    async def ask(self) -> None:
         """Give the request to the engine; a new constraint takes a while.
 
         ApiError, RequestError: it cannot be served.
@@ -102,49 +101,54 @@ class Reply:
         if most is not None and (request.max_tokens is None or request.max_tokens > most):
             request = replace(request, max_tokens=most)
         scope = self._call.key if config.cache_scope == "key" else ""
-        self.answer = server.engine.submit(replace(request, scope=scope))
+        self.answer = await server.engine.submit(replace(request, scope=scope))
         self.usage.prompt = len(self.answer.prompt_ids)
         self._call.prompt_tokens += self.usage.prompt
         metrics.prompt_tokens.inc(self.usage.prompt)
         metrics.prompt_sizes.observe(self.usage.prompt)
 
-    async def events(self) -> AsyncGenerator[Event]:
-        """The events of all choices, as they come.  Closing the iterator cancels the request.
+    async def events(self) -> AsyncGenerator[list[Event]]:
+        """The events of all choices, those together that come together.  Closing the iterator cancels the
+        request.
 
         FourfoldError: what ended this request.
         """
-        call, usage = self._call, self.usage
-        cached = 0
-        chunks = self._server.engine.async_chunks(self.answer)
+        chunks = self.answer.chunks()
         try:
-            async for chunk in chunks:
-                choice = self._choices[chunk.index]
-                if cached == 0:
-                    cached = usage.cached = self.answer.cached_tokens
-                    call.cached_tokens += cached
-                if choice.ended:
-                    continue
-                self._count(choice, len(chunk.ids))
-                reasoning = choice.parser is not None and choice.parser.reasoning
-                parts = choice.read(chunk.text)
-                if reasoning:
-                    usage.reasoning += len(chunk.ids)
-                    call.reasoning_tokens += len(chunk.ids)
-                if chunk.finish_reason is not None:
-                    parts += choice.finish(complete=chunk.finish_reason == "stop")
-                if self._one_call:
-                    parts = choice.first_call(parts)
-                if parts or chunk.logprobs:
-                    yield Piece(chunk.index, parts, chunk.logprobs, reasoning)
-                if chunk.finish_reason is not None or choice.over:
-                    stop = chunk.stop_reason if isinstance(chunk.stop_reason, str) else None
-                    yield self._end(chunk.index, choice, chunk.finish_reason, stop)
-                    if all(one.ended for one in self._choices):
-                        break
+            async for found in chunks:
+                yield list(self._read(found))
+                if all(one.ended for one in self._choices):
+                    break
         finally:
-            await chunks.aclose()
-            call.completion_tokens += usage.completion
+            self.close()
+            self._call.completion_tokens += self.usage.completion
         self._server.metrics.whole.observe(time.perf_counter() - self._began)
+
+    def _read(self, chunks: Sequence[Chunk]) -> Iterator[Event]:
+        """What these chunks add."""
+        call, usage = self._call, self.usage
+        if usage.cached == 0:
+            usage.cached = self.answer.cached_tokens
+            call.cached_tokens += usage.cached
+        for chunk in chunks:
+            choice = self._choices[chunk.index]
+            if choice.ended:
+                continue
+            self._count(choice, len(chunk.ids))
+            reasoning = choice.parser is not None and choice.parser.reasoning
+            parts = choice.read(chunk.text)
+            if reasoning:
+                usage.reasoning += len(chunk.ids)
+                call.reasoning_tokens += len(chunk.ids)
+            if chunk.finish_reason is not None:
+                parts += choice.finish(complete=chunk.finish_reason == "stop")
+            if self._one_call:
+                parts = choice.first_call(parts)
+            if parts or chunk.logprobs:
+                yield Piece(chunk.index, parts, chunk.logprobs, reasoning)
+            if chunk.finish_reason is not None or choice.over:
+                stop = chunk.stop_reason if isinstance(chunk.stop_reason, str) else None
+                yield self._end(chunk.index, choice, chunk.finish_reason, stop)
 
     def close(self) -> None:
         """Give it up, if it has begun and not ended."""
@@ -157,7 +161,7 @@ class Reply:
             return
         if self.usage.completion == 0:
             metrics.first_token.observe(now - self._began)
-            metrics.queue.observe(max(0.0, now - self._began - self.answer.timing.prefill_seconds))
+            metrics.queue.observe(max(0.0, now - self._began - self.answer.prefill_seconds))
         elif choice.last:
             metrics.between_tokens.observe(now - choice.last)
         choice.last = now
@@ -178,7 +182,7 @@ class Reply:
         self._server.metrics.finished(finish)
         self._server.metrics.answer_sizes.observe(choice.tokens)
         if self._server.config.log_prompts:
-            self._call.texts.append(self._server.engine.tokenizer.decode(self.answer.choices[index].ids))
+            self._call.texts.append(self._server.engine.tokenizer.decode(self.answer.ids[index]))
         return End(index, finish, stopped)
 
 
@@ -238,7 +242,7 @@ class Whole:
 async def asked(reply: Reply) -> AsyncGenerator[Reply]:
     """The same, when the engine has it; it is given up at the end."""
     try:
-        await run_in_threadpool(reply.ask)
+        await reply.ask()
         yield reply
     finally:
         reply.close()
@@ -246,14 +250,15 @@ async def asked(reply: Reply) -> AsyncGenerator[Reply]:
 
 async def gathered(reply: Reply) -> list[Whole]:
     """All choices of a reply that was asked for, when they have ended."""
-    wholes = [Whole() for _ in reply.answer.choices]
-    async for event in reply.events():
-        whole = wholes[event.index]
-        if isinstance(event, End):
-            whole.finish, whole.stop = event.finish, event.stop
-            continue
-        whole.parts.extend(event.parts)
-        (whole.reasoning_logprobs if event.reasoning else whole.logprobs).extend(event.logprobs)
+    wholes = [Whole() for _ in reply.answer.ids]
+    async for events in reply.events():
+        for event in events:
+            whole = wholes[event.index]
+            if isinstance(event, End):
+                whole.finish, whole.stop = event.finish, event.stop
+                continue
+            whole.parts.extend(event.parts)
+            (whole.reasoning_logprobs if event.reasoning else whole.logprobs).extend(event.logprobs)
     for whole in wholes:
         whole.parts = joined(whole.parts)
     return wholes

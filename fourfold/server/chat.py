@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -16,9 +16,19 @@ from fourfold.engine.logprobs import TokenLogprob
 from fourfold.engine.request import Request as EngineRequest
 from fourfold.errors import RequestError
 from fourfold.protocol import CallDelta, TextDelta, Turn, convert
-from fourfold.server.answering import End, Piece, Reply, Usage, Whole, asked, constraint_of, gathered
+from fourfold.server.answering import (
+    End,
+    Event,
+    Piece,
+    Reply,
+    Usage,
+    Whole,
+    asked,
+    constraint_of,
+    gathered,
+)
 from fourfold.server.backend import Server
-from fourfold.server.errors import Document
+from fourfold.server.errors import HOLE, Document, Form
 from fourfold.server.logprobs import described
 from fourfold.server.request import (
     Body,
@@ -219,6 +229,9 @@ class Chunks:
             "model": body.model,
             "system_fingerprint": None,
         }
+        self._begun: set[int] = set()
+        self._forms: dict[tuple[int, bool], Form] = {}
+        """Of chunks that hold nothing but text."""
 
     def whole(self, reply: Reply, wholes: Sequence[Whole]) -> dict[str, Any]:
         choices = []
@@ -238,18 +251,10 @@ class Chunks:
 
     async def stream(self, reply: Reply) -> AsyncGenerator[bytes]:
         """Events; closing the iterator cancels the request."""
-        begun: set[int] = set()
         events = reply.events()
         try:
-            async for event in events:
-                if event.index not in begun:
-                    begun.add(event.index)
-                    yield self._chunk(event.index, {"role": "assistant", "content": ""})
-                if isinstance(event, End):
-                    yield self._chunk(event.index, {}, finish=event.finish)
-                    continue
-                for chunk in self._pieces(event):
-                    yield chunk
+            async for found in events:
+                yield b"".join(chunk for event in found for chunk in self._chunks(event))
         finally:
             await events.aclose()
         options = self._body.stream_options
@@ -258,8 +263,19 @@ class Chunks:
             yield sse(self._head | last)
         yield b"data: [DONE]\n\n"
 
+    def _chunks(self, event: Event) -> Iterator[bytes]:
+        if event.index not in self._begun:
+            self._begun.add(event.index)
+            yield self._chunk(event.index, {"role": "assistant", "content": ""})
+        if isinstance(event, End):
+            yield self._chunk(event.index, {}, finish=event.finish)
+        else:
+            yield from self._pieces(event)
+
     def _pieces(self, piece: Piece) -> list[bytes]:
         """One chunk for each part; the token's log probability is in the last."""
+        if not piece.logprobs and len(piece.parts) == 1 and isinstance(piece.parts[0], TextDelta):
+            return [self._text(piece.index, piece.parts[0])]
         deltas = [_delta(part) for part in piece.parts] or [{}]
         logprobs = None
         if piece.logprobs:
@@ -269,6 +285,13 @@ class Chunks:
             self._chunk(piece.index, delta, logprobs=logprobs if place == len(deltas) else None)
             for place, delta in enumerate(deltas, start=1)
         ]
+
+    def _text(self, index: int, part: TextDelta) -> bytes:
+        form = self._forms.get((index, part.reasoning))
+        if form is None:
+            empty = self._chunk(index, _delta(TextDelta(HOLE, part.reasoning)))
+            form = self._forms[index, part.reasoning] = Form(empty)
+        return form.filled(part.text)
 
     def _chunk(
         self, index: int, delta: dict[str, Any], *, finish: str | None = None, logprobs: Any = None

@@ -7,7 +7,7 @@ import itertools
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from fourfold.engine.logprobs import TokenLogprob
 from fourfold.engine.request import Request as EngineRequest
 from fourfold.errors import RequestError
 from fourfold.protocol import TextDelta
-from fourfold.server.answering import End, Piece, Reply, Usage, Whole, asked, gathered
+from fourfold.server.answering import End, Event, Piece, Reply, Usage, Whole, asked, gathered
 from fourfold.server.backend import Server
 from fourfold.server.chat import Stop, StreamOptions, usage
 from fourfold.server.errors import ApiError, Document
@@ -191,25 +191,29 @@ class Texts:
         offsets: dict[int, int] = {}
         events = reply.events()
         try:
-            async for event in events:
-                if event.index not in offsets:
-                    begin, echoed = self._echo(self._prompts[0], reply)
-                    offsets[event.index] = len(begin)
-                    if begin:
-                        yield self._event(event.index, begin, self._logprobs(echoed, 0))
-                if isinstance(event, End):
-                    yield self._event(event.index, "", None, event.finish)
-                    continue
-                text = _text(event)
-                logprobs = self._logprobs(event.logprobs, offsets[event.index])
-                offsets[event.index] += len(text)
-                yield self._event(event.index, text, logprobs)
+            async for found in events:
+                yield b"".join(data for event in found for data in self._chunks(event, reply, offsets))
         finally:
             await events.aclose()
         options = self._body.stream_options
         if options is not None and options.include_usage:
             yield sse(self._head | {"choices": [], "usage": usage(reply.usage)})
         yield b"data: [DONE]\n\n"
+
+    def _chunks(self, event: Event, reply: Reply, offsets: dict[int, int]) -> Iterator[bytes]:
+        """offsets: where the next text of each choice begins."""
+        if event.index not in offsets:
+            begin, echoed = self._echo(self._prompts[0], reply)
+            offsets[event.index] = len(begin)
+            if begin:
+                yield self._event(event.index, begin, self._logprobs(echoed, 0))
+        if isinstance(event, End):
+            yield self._event(event.index, "", None, event.finish)
+            return
+        text = _text(event)
+        logprobs = self._logprobs(event.logprobs, offsets[event.index])
+        offsets[event.index] += len(text)
+        yield self._event(event.index, text, logprobs)
 
     def _event(self, index: int, text: str, logprobs: Any, finish: str | None = None) -> bytes:
         return sse(self._head | {"choices": [self._choice(index, text, logprobs, finish)]})

@@ -11,6 +11,7 @@ from typing import Any
 from starlette.responses import Response
 
 from fourfold.errors import FourfoldError, RequestError
+from fourfold.worker.wire import EngineFault
 
 # Status -> the names that OpenAI's and Anthropic's clients know it by.
 _TYPES = {
@@ -83,7 +84,8 @@ def api_error(error: Exception) -> ApiError:
         return ApiError(400, str(error))
     if isinstance(error, FourfoldError):
         return ApiError(500, str(error))
-    return ApiError(500, f"the server has made a mistake ({type(error).__name__}); its log knows more")
+    name = error.told.name if isinstance(error, EngineFault) else type(error).__name__
+    return ApiError(500, f"the server has made a mistake ({name}); its log knows more")
 
 
 class Document(Response):
@@ -95,10 +97,25 @@ class Document(Response):
         super().__init__(written(content), status, headers)
 
 
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+HOLE = "\ue000"
+"""The text in whose place a Form puts others: a character without a meaning."""
+
+
 def written(content: Any) -> bytes:
     """JSON in UTF-8."""
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode("utf-8", "backslashreplace")
+    return _JSON.encode(content).encode("utf-8", "backslashreplace")
+
+
+class Form:
+    """JSON that was written once, with HOLE as its one text that changes."""
+
+    def __init__(self, data: bytes) -> None:
+        self._before, self._after = data.split(written(HOLE))
+
+    def filled(self, text: str) -> bytes:
+        return self._before + written(text) + self._after
 
 
 def invalid(errors: Sequence[Mapping[str, Any]]) -> ApiError:

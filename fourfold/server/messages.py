@@ -239,22 +239,23 @@ async def stream(reply: Reply, message_id: str, model: str) -> AsyncGenerator[by
     begun, ending = False, _ending("stop", None)
     events = reply.events()
     try:
-        async for event in events:
+        async for found in events:
+            data = []
             if not begun:
                 # Not before: only now is it known what was cached.
                 begun = True
                 start = {"type": "message_start", "message": _message(message_id, model, reply, None)}
-                yield sse(start, "message_start")
-            if isinstance(event, End):
-                ending = _ending(event.finish, event.stop)
-                continue
-            for part in event.parts:
-                for data in blocks.add(part):
-                    yield data
+                data.append(sse(start, "message_start"))
+            for event in found:
+                if isinstance(event, End):
+                    ending = _ending(event.finish, event.stop)
+                    continue
+                for part in event.parts:
+                    data += blocks.add(part)
+            yield b"".join(data)
     finally:
         await events.aclose()
-    for data in blocks.end():
-        yield data
+    yield b"".join(blocks.end())
     usage = _usage(reply.usage, reply.usage.completion)
     yield sse({"type": "message_delta", "delta": ending, "usage": usage}, "message_delta")
     yield sse({"type": "message_stop"}, "message_stop")

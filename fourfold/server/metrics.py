@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from fourfold.engine.engine import EngineStats
+    from fourfold.server.backend import Backend
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -20,11 +20,11 @@ _TOKENS = tuple(float(4**power) for power in range(1, 11))
 
 
 class Metrics:
-    """Those of one server.  stats: what its engine holds now."""
+    """Those of one server and its engine."""
 
-    def __init__(self, model: str, stats: Callable[[], EngineStats]) -> None:
+    def __init__(self, model: str, engine: Backend) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Engine(model, stats))
+        self._registry.register(_Engine(model, engine))
         self._model = model
         histogram, counter = self._histogram, self._counter
         self.first_token = histogram(
@@ -70,12 +70,12 @@ class Metrics:
 class _Engine(Collector):
     """What the engine counts itself, read when somebody asks."""
 
-    def __init__(self, model: str, stats: Callable[[], EngineStats]) -> None:
+    def __init__(self, model: str, engine: Backend) -> None:
         self._model = model
-        self._stats = stats
+        self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._stats()
+        stats = self._engine.stats()
         held = stats.blocks - stats.blocks_free - stats.blocks_cached
         computed, cached = stats.counters.computed_tokens, stats.counters.cached_tokens
         gauges = {
@@ -90,6 +90,7 @@ class _Engine(Collector):
             "prefix_cache_hits": ("Tokens found in it.", cached),
             "num_preemptions": ("Requests put aside for others.", stats.counters.preempted),
             "engine_steps": ("Forward passes.", stats.counters.steps),
+            "engine_restarts": ("Engines that took the place of one that had ended.", self._engine.restarts),
         }
         for name, (about, value) in gauges.items():
             gauge = GaugeMetricFamily(f"fourfold:{name}", about, labels=["model_name"])

@@ -44,18 +44,27 @@ def _model(server: Server, name: str) -> dict[str, Any]:
 
 @router.get("/health", response_model=None)
 async def health(request: Request) -> Response:
-    """200: the process lives."""
-    stats = server_of(request).engine.stats()
-    return Document({"status": "ok", "running": stats.running, "waiting": stats.waiting})
+    """200: the process lives, and its engine does or will soon; 503: no engine starts any more."""
+    engine = server_of(request).engine
+    stats = engine.stats()
+    found = {
+        "status": "failed" if engine.state == "failed" else "ok",
+        "running": stats.running,
+        "waiting": stats.waiting,
+        "engine": {"state": engine.state, "restarts": engine.restarts, "last_reason": engine.reason or None},
+    }
+    return Document(found, 503 if engine.state == "failed" else 200)
 
 
 @router.get("/ready", response_model=None)
 async def ready(request: Request) -> Response:
-    """200: new requests are taken; 503: it shuts down, or too many wait."""
+    """200: new requests are computed; 503: there is no engine, it shuts down, or too many wait."""
     server = server_of(request)
     waiting = server.engine.stats().waiting
     if server.draining:
         return Document({"status": "draining"}, 503)
+    if server.engine.state != "ready":
+        return Document({"status": server.engine.state}, 503)
     if waiting >= max(1, server.config.waiting):
         return Document({"status": "overloaded", "waiting": waiting}, 503)
     return Document({"status": "ready"})

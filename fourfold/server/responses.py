@@ -222,17 +222,18 @@ class Output:
         finish: Finish = "stop"
         events = reply.events()
         try:
-            async for event in events:
-                if isinstance(event, End):
-                    finish = event.finish
-                    continue
-                for part in event.parts:
-                    for data in self.add(part):
-                        yield data
+            async for found in events:
+                data = []
+                for event in found:
+                    if isinstance(event, End):
+                        finish = event.finish
+                        continue
+                    for part in event.parts:
+                        data += self.add(part)
+                yield b"".join(data)
         finally:
             await events.aclose()
-        for data in self.close():
-            yield data
+        yield b"".join(self.close())
         name = "response.incomplete" if finish == "length" else "response.completed"
         yield self._event(name, response=self.response(reply, finish))
 
@@ -288,7 +289,7 @@ class Output:
             "output_tokens_details": {"reasoning_tokens": used.reasoning},
             "total_tokens": used.prompt + used.completion,
         }
-        sampling = reply.answer.sampling
+        sampling = reply.answer.request.sampling
         return {
             "id": self._id,
             "object": "response",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import signal
@@ -11,7 +12,7 @@ from types import FrameType
 
 import uvicorn
 
-from fourfold.errors import ConfigError
+from fourfold.errors import ConfigError, FourfoldError
 from fourfold.server.app import create_app
 from fourfold.server.backend import Server
 from fourfold.server.calls import Log
@@ -54,7 +55,7 @@ def address(listening: socket.socket) -> str:
 def run(server: Server, listening: socket.socket, ready: Callable[[], None]) -> bool:
     """Serve until SIGTERM or SIGINT, then let running requests end; False: some did not in time.
 
-    ready: called when requests are taken.
+    ready: called when requests are computed.  Raises what the engine could not start with.
     """
     _tell(server.log)
     config = uvicorn.Config(
@@ -74,6 +75,8 @@ def run(server: Server, listening: socket.socket, ready: Callable[[], None]) -> 
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+    if process.failure is not None:
+        raise process.failure
     return process.in_time
 
 
@@ -83,10 +86,20 @@ class _Process(uvicorn.Server):
         self._server = server
         self._ready = ready
         self.in_time = True
+        self.failure: FourfoldError | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._ready()
+        self._engine = asyncio.create_task(self._start())
+
+    async def _start(self) -> None:
+        try:
+            await self._server.engine.start()
+        except FourfoldError as error:
+            self.failure = error
+            self.should_exit = True
+        else:
+            self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._server.draining = True
@@ -97,6 +110,8 @@ class _Process(uvicorn.Server):
         self._server.log.write("draining", running=stats.running, waiting=stats.waiting)
         await super().shutdown(sockets)
         self.in_time = not self.server_state.tasks
+        self._engine.cancel()
+        await self._server.engine.close()
         self._server.log.write("stopped", in_time=self.in_time)
 
 

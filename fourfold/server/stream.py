@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from fourfold.server.answering import Reply
 from fourfold.server.backend import Server
@@ -54,65 +53,96 @@ class EventStream(Response):
         call.stream = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        config = self._server.config
+        watch = _Watch(send, keep_alive=config.keep_alive, slow_reader=config.slow_reader)
         gone = asyncio.ensure_future(_gone(receive))
+        gone.add_done_callback(lambda _: watch.stop("gone"))
         try:
-            await self._send(
-                send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-            )
-            if await self._pump(send, gone):
-                await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
-            else:
+            await self._pump(watch)
+        except asyncio.CancelledError:
+            if not watch.stopped():
+                with suppress(Exception):
+                    await watch.body(self._failed(ApiError(503, "the server has shut down")))
+                raise
+            if watch.why == "gone":
                 self._call.status = GONE
-        except TimeoutError:
-            # The server closes a connection whose response does not end.
-            self._call.error = f"nobody read the stream for {self._server.config.slow_reader:g} s"
-            self._server.metrics.slow.inc()
+            else:
+                # The server closes a connection whose response does not end.
+                self._call.error = f"nobody read the stream for {config.slow_reader:g} s"
+                self._server.metrics.slow.inc()
         finally:
+            watch.close()
             gone.cancel()
             await self._source.aclose()
             self._reply.close()  # closing an iterator that has not begun does nothing
 
-    async def _pump(self, send: Send, gone: asyncio.Future[None]) -> bool:
-        """Send events to their end; False: the client has gone."""
-        while True:
-            following = asyncio.ensure_future(_following(self._source))
-            try:
-                while not following.done():
-                    waited: set[asyncio.Future[Any]] = {following, gone}
-                    await asyncio.wait(
-                        waited,
-                        timeout=self._server.config.keep_alive,
-                        return_when=asyncio.FIRST_COMPLETED,
-                    )
-                    if gone.done():
-                        return False
-                    if not following.done():
-                        await self._body(send, _KEEP_ALIVE)
-                chunk = following.result()
-            except TimeoutError:
-                raise  # nobody reads
-            except Exception as error:
-                await self._body(send, self._failed(self._server.failed(self._call, error)))
-                return True
-            except asyncio.CancelledError:
-                with suppress(Exception):
-                    await self._body(send, self._failed(ApiError(503, "the server has shut down")))
-                raise
-            finally:
-                if not following.done():
-                    following.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await following
-            if chunk is None:
-                return True
-            await self._body(send, chunk)
+    async def _pump(self, watch: _Watch) -> None:
+        await watch.send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            async for data in self._source:
+                if data:
+                    await watch.body(data)
+        except Exception as error:
+            await watch.body(self._failed(self._server.failed(self._call, error)))
+        await watch.send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _body(self, send: Send, chunk: bytes) -> None:
-        await self._send(send, {"type": "http.response.body", "body": chunk, "more_body": True})
 
-    async def _send(self, send: Send, message: Any) -> None:
-        async with asyncio.timeout(self._server.config.slow_reader):
-            await send(message)
+class _Watch:
+    """Sends, and looks at the clock: nothing is made for a single event but what sends it.
+
+    why: what stopped the task that made this.
+    """
+
+    def __init__(self, send: Send, *, keep_alive: float, slow_reader: float) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.why: Literal["gone", "slow"] | None = None
+        self._send = send
+        self._task = task
+        self._keep_alive, self._slow_reader = keep_alive, slow_reader
+        self._loop = asyncio.get_running_loop()
+        self._last = self._loop.time()
+        """When something was sent, or has begun to be."""
+        self._sending = self._closed = False
+        self._comment: asyncio.Task[None] | None = None
+        self._look()
+
+    async def send(self, message: Message) -> None:
+        self._last, self._sending = self._loop.time(), True
+        await self._send(message)
+        self._sending = False
+
+    async def body(self, data: bytes) -> None:
+        await self.send({"type": "http.response.body", "body": data, "more_body": True})
+
+    def stop(self, why: Literal["gone", "slow"]) -> None:
+        """Cancel the task, unless it is done with this."""
+        if not self._closed and self.why is None:
+            self.why = why
+            self._task.cancel()
+
+    def stopped(self) -> bool:
+        """Asked once, by who was cancelled: it was this, and nobody else."""
+        return self.why is not None and self._task.uncancel() == 0
+
+    def close(self) -> None:
+        self._closed = True
+        self._timer.cancel()
+        if self._comment is not None:
+            self._comment.cancel()
+
+    def _look(self) -> None:
+        """Say something where there is silence; stop where nobody reads."""
+        now = self._loop.time()
+        most = self._slow_reader if self._sending else self._keep_alive
+        if now - self._last >= most:
+            if self._sending:
+                self.stop("slow")
+            else:
+                # An event may come meanwhile: whole events and comments go out in any order.
+                self._comment = asyncio.ensure_future(self.body(_KEEP_ALIVE))
+        after = min(self._last + most - now if now - self._last < most else most, self._slow_reader)
+        self._timer = self._loop.call_later(after, self._look)
 
 
 async def streamed(
@@ -124,15 +154,11 @@ async def streamed(
 ) -> EventStream:
     """The stream of a reply that the engine then has.  ApiError, RequestError: it cannot be served."""
     try:
-        await run_in_threadpool(reply.ask)
+        await reply.ask()
     except BaseException:
         reply.close()
         raise
     return EventStream(server, call, reply, source, failed)
-
-
-async def _following(source: AsyncIterator[bytes]) -> bytes | None:
-    return await anext(source, None)
 
 
 async def _gone(receive: Receive) -> None:

@@ -99,7 +99,7 @@ def test_any_traffic_gets_what_each_would_get_alone(stub, requests, blocks, runn
         stub, blocks, running, snapshots, 2 * running + 5, saved_memory=saved, snapshot_every=16
     ) as own:
         asyncio.run(all_of_them(own))
-        own._next_step().result()  # the last cancellation
+        own.step()  # the last cancellation
         assert is_empty(own)
 
 

@@ -206,11 +206,11 @@ def test_preempted_in_the_middle_of_a_prompt_and_of_an_answer(tiny, witness, alw
     values = {"max_running": 1, "snapshots": 0, "step_tokens": 20, "saved_memory": 1 << 30}
     with limited(tiny.model, 8, draft=draft, **values) as own:
         answer = own.submit(low)
-        own._next_step().result()
+        own.step()
         for request in high:
             list(own.stream(request))
             while len(answer.ids) < 2:
-                own._next_step().result()
+                own.step()
         got = [token for chunk in own.chunks(answer) for token in chunk.ids]
         counters = own.stats().counters
     assert counters.preempted == 2

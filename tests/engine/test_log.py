@@ -215,7 +215,7 @@ config = fourfold.EngineConfig(cache_dir=sys.argv[2], step_tokens=64)
 engine = fourfold.Engine(fourfold.load(sys.argv[1], numerics="fast"), config)
 answers = [engine.submit(request) for request in requests().values()]
 while True:
-    engine._next_step().result()
+    engine.step()
     print(min(len(answer.ids) for answer in answers), flush=True)
 """
 
@@ -252,7 +252,7 @@ def test_a_closed_engine_leaves_what_runs_and_a_cancelled_request_is_forgotten(t
     first, second = (Request(prompt=PROMPT, max_tokens=9, sampling=Sampling(seed=1), id=i) for i in "ab")
     own = Engine(model, EngineConfig(cache_dir=tmp_path))
     left, given_up = own.submit(first), own.submit(second)
-    own._next_step().result()
+    own.step()
     own.cancel(given_up, wait=True)
     own.close()
     with Engine(model) as other:

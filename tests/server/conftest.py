@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fourfold.engine.config import EngineConfig
 from fourfold.engine.engine import Engine
-from fourfold.server import Server, ServerConfig, create_app
+from fourfold.server import Backend, Server, ServerConfig, Thread, create_app
 from fourfold.server.calls import Log
 from tests.engine.conftest import StubModel
 
@@ -53,7 +53,8 @@ class Served:
         )
         self.log = io.StringIO()
         settings = ServerConfig(**{"name": NAME, **config})
-        self.server = Server(self.engine, model.config, settings, log=Log(self.log))
+        backend = Backend(Thread(self.engine), model.tokenizer, model.config, Log(self.log))
+        self.server = Server(backend, settings)
         self.app = create_app(self.server)
 
     def http(self, **more: Any) -> httpx2.AsyncClient:

@@ -119,7 +119,7 @@ def test_no_request_that_our_document_allows_breaks_the_server(brief):
             nonlocal tried
             tried += 1
             reply = case.call()
-            if reply.status_code >= 500:
+            if reply.status_code >= 500 and case.path != "/ready":  # which says what is so
                 failures.append(f"{case.method} {case.path}: {reply.status_code} {reply.text[:300]}")
 
         fuzz()

@@ -27,7 +27,7 @@ def test_a_request_gets_what_it_gets_alone(tiny: Subject, witness: Witness) -> N
     with limited(tiny.model, 8, draft="mtp", max_running=2, snapshots=0, saved_memory=1 << 30) as own:
         answers = [own.submit(request) for request in low]
         while not all(answer.ids for answer in answers):
-            own._next_step().result()
+            own.step()
         list(own.stream(high))
         got = [[token for chunk in own.chunks(answer) for token in chunk.ids] for answer in answers]
         assert own.stats().counters.preempted >= 1
