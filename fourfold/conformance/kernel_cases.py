@@ -72,10 +72,11 @@ class Draw:
                 return codes, scale
             return pack_int4(codes.flatten(0, -2)).unflatten(0, (*lead, rows // 2)), scale_bits(scale)
         codes = self.integers(-128, 128, *lead, rows, columns // 2).to(torch.int8)
-        return codes, self._scale(*lead, rows, columns // 32, low=124)
+        low, count = (112, 16) if format == "fp4 wide" else (124, 4)
+        return codes, self._scale(*lead, rows, columns // 32, low=low, count=count)
 
-    def _scale(self, *shape: int, low: int) -> Tensor:
-        return self.integers(low, low + 4, *shape).to(torch.uint8).view(torch.float8_e8m0fnu)
+    def _scale(self, *shape: int, low: int, count: int = 4) -> Tensor:
+        return self.integers(low, low + count, *shape).to(torch.uint8).view(torch.float8_e8m0fnu)
 
 
 def cases(seed: int = 0) -> Iterator[Case]:
@@ -373,6 +374,16 @@ def _mixture(draw: Draw) -> Iterator[Case]:
             yield Case("shared_expert", label, (x.flatten(0, 1), alone, 10.0, own), bound)
 
 
+def _wide_scales(draw: Draw) -> Iterator[Case]:
+    """FP4 whose neighbouring groups differ by more than whole numbers of a byte can."""
+    roundings = (NONE, Rounding.BF16, INT8_GROUPS, INT16_GROUPS)
+    for tokens, columns, rows in ((1, 2048, 65), (3, 544, 130), (19, 1056, 96)):
+        x, stored = draw.normal(tokens, columns), draw.stored("fp4 wide", rows, columns)
+        for rounding in roundings:
+            label = f"fp4 of wide scales [{tokens}, {columns}] -> {rows}, inputs {rounding.name.lower()}"
+            yield Case("linear", label, (x, *stored, rounding), F32)
+
+
 _FAMILIES: tuple[Callable[[Draw], Iterator[Case]], ...] = (
     _linear,
     _grouped_linear,
@@ -390,4 +401,5 @@ _FAMILIES: tuple[Callable[[Draw], Iterator[Case]], ...] = (
     _attention_layer,
     _compressor_entries,
     _mixture,
+    _wide_scales,
 )

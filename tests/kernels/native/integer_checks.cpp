@@ -31,12 +31,21 @@ std::vector<float> rounded_product(const Matrix& m, const float* x, index_t n, i
     return product(m, Activations{x, nullptr, n, m.columns, m.columns}, rounding, begin, end);
 }
 
-// spread: of the scales' exponents.  Those of a few rows differ by more.
+// FP4 with exponents of scales that differ by less than `spread`, those of a few rows by up to 7; some groups are zeros
+// of either sign under any scale.
+void spread_scales(Stored& s, int spread) {
+    for (std::size_t i = 0; i < s.scale.size(); ++i) {
+        if (i < s.scale.size() * 9 / 10) s.scale[i] = std::uint8_t(124 + whole(0, spread - 1));
+        if (whole(0, 15)) continue;
+        s.scale[i] = std::uint8_t(whole(0, 200));
+        for (std::size_t b = 16 * i; b < 16 * (i + 1); ++b) s.weight[b] &= 0x88;
+    }
+}
+
 void check_product(Format format, index_t rows, index_t columns, Rounding rounding, int spread) {
     constexpr index_t most = 36;
     Stored s(format, rows, columns);
-    const std::size_t near = format == Format::Fp4 ? s.scale.size() * 9 / 10 : 0;
-    for (std::size_t i = 0; i < near; ++i) s.scale[i] = std::uint8_t(124 + s.scale[i] % spread);
+    if (format == Format::Fp4) spread_scales(s, spread);
     std::vector<float> x = normal(most * columns);
     for (index_t i = 0; i < most * columns; ++i) x[i] = std::ldexp(x[i], int(i / 32 % 40) - 20);
     std::fill_n(x.begin(), std::min<index_t>(columns, 32), 0.f);
@@ -96,6 +105,19 @@ void check_limits(Rounding rounding) {
         for (const float y : rounded_product(s.matrix, x.data(), 1, 0, rows, rounding)) exact = exact && y == want;
     }
     report(exact, "%s inputs: the largest products are exact", name(rounding));
+    exact = true;
+    std::fill(s.weight.begin(), s.weight.end(), std::uint8_t(0x35));
+    for (int code : {0, 1, 2, 3, 4, 5, 6}) {  // 2^-127 is a subnormal float
+        for (std::size_t i = 0; i < s.scale.size(); ++i) s.scale[i] = std::uint8_t(i % 7 ? code : 0);
+        const std::vector<float> x(columns, std::ldexp(1.f, 40));
+        const std::vector<float> y = rounded_product(s.matrix, x.data(), 1, 0, rows, rounding);
+        for (index_t o = 0; o < rows; ++o) {
+            double want = 0, size = 0;
+            for (index_t k = 0; k < columns; ++k) want += s.at(o, k) * x[k], size += std::fabs(s.at(o, k) * x[k]);
+            exact = exact && std::fabs(y[o] - want) <= 1e-6 * size;
+        }
+    }
+    report(exact, "%s inputs: the least scales count", name(rounding));
 }
 
 }  // namespace
@@ -104,7 +126,7 @@ void check_integer_inputs() {
     for (Rounding rounding : {Rounding::Int8Groups, Rounding::Int16Groups}) {
         for (index_t rows : {1, 67})
             for (index_t columns : {32, 160, 512, 1056, 2144})
-                for (int spread : {4, 8}) check_product(Format::Fp4, rows, columns, rounding, spread);
+                for (int spread : {4, 8, 60}) check_product(Format::Fp4, rows, columns, rounding, spread);
         check_product(Format::Fp8, 5, 300, rounding, 8);
         check_product(Format::Bf16, 5, 33, rounding, 8);
         check_limits(rounding);

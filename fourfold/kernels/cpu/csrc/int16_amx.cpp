@@ -15,10 +15,16 @@ constexpr index_t kSteps = kChunk / kVector;    // of a chunk
 constexpr index_t kPart = kSlab / kSteps;       // rows decoded, and rows of sums scaled, between two steps
 constexpr index_t kTileBytes = kTile * kVector;
 
-// A slab's chunk.
+// One pass over a slab's chunk.
 struct Chunk {
     alignas(64) std::uint8_t weights[kSteps][kSlab / kTile][kTile][kVector];
-    alignas(64) float units[kSlab];  // what 1 of a row's sums is worth
+    alignas(64) float units[kSlab];          // what 1 of a row's sums is worth
+    alignas(64) std::uint64_t left[kSteps];  // of each part's rows, 16 bits each: groups for a further pass
+
+    bool has_more() const {
+        const __m512i all = _mm512_load_si512(left);
+        return _mm512_test_epi64_mask(all, all);
+    }
 };
 
 // [half of the slab][upper, lower]
@@ -30,21 +36,13 @@ using Totals = float[kSlab][kTile];
 
 struct Slab {
     index_t row, count;
-    bool any_odd, odd[kSlab];
-
-    void move_to(index_t first, index_t end) {
-        row = first;
-        count = std::min(kSlab, end - first);
-        any_odd = false;
-        std::fill(odd, odd + kSlab, false);
-    }
 };
 
-// The chunk of a slab at column k, decoded a few rows at a time.
+// One pass over a slab's chunk at column k, decoded a few rows at a time; `before`: the pass before it, if there is one.
 class Decoder {
 public:
-    Decoder(const Matrix& m, Slab& slab, index_t k, Chunk& to)
-        : matrix_(m), slab_(slab), to_(to), k_(k), columns_(std::min(kChunk, m.columns - k)),
+    Decoder(const Matrix& m, Slab slab, index_t k, const Chunk* before, Chunk& to)
+        : matrix_(m), slab_(slab), before_(before), to_(to), k_(k), columns_(std::min(kChunk, m.columns - k)),
           away_(k / 2 + 2 * kAhead <= m.row_bytes() ? kAhead : kAhead + (kSlab - 1) * m.row_bytes()) {}
 
     // One part, if fewer than this share of all are done.
@@ -60,15 +58,17 @@ private:
 
     FOURFOLD_INLINE void part(index_t i, __m512i table) const {
         if (columns_ == kChunk && slab_.count == kSlab) [[likely]]
-            rows<true>(i * kPart, kPart, table);
+            rows<true>(i, kPart, table);
         else if (i * kPart < slab_.count)
-            rows<false>(i * kPart, std::min(kPart, slab_.count - i * kPart), table);
+            rows<false>(i, std::min(kPart, slab_.count - i * kPart), table);
+        else
+            to_.left[i] = 0;
     }
 
     template <bool whole>
-    FOURFOLD_INLINE void rows(index_t begin, index_t count, __m512i table) const {
-        const index_t bytes = matrix_.row_bytes(), first = slab_.row + begin, left = bytes - k_ / 2;
-        const index_t per_row = matrix_.scales_per_row();
+    FOURFOLD_INLINE void rows(index_t i, index_t count, __m512i table) const {
+        const index_t begin = i * kPart, first = slab_.row + begin;
+        const index_t bytes = matrix_.row_bytes(), left = bytes - k_ / 2, per_row = matrix_.scales_per_row();
         const std::uint8_t* scale = matrix_.scale + first * per_row + k_ / kFp4Group;
         const auto codes = [&](index_t r) {  // rows that do not exist repeat the last one
             const std::uint8_t* p = scale + std::min(r, count - 1) * per_row;
@@ -76,14 +76,17 @@ private:
             return _mm512_castsi512_si128(chunk_codes(p, columns_ / kFp4Group));
         };
         const __m256i low = _mm256_set_m128i(codes(1), codes(0)), high = _mm256_set_m128i(codes(3), codes(2));
-        const Scales scales(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+        const std::uint8_t* p = matrix_.weight + first * bytes + k_ / 2;
+        const Scales scales = pass(i, count, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1), p, left);
         alignas(64) std::uint8_t shifts[64];
         _mm512_store_si512(shifts, scales.shifts);
         const __m512i quarters = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
         const __m512i units = _mm512_permutexvar_epi32(quarters, scales.units);
         _mm_store_ps(to_.units + begin, _mm_castsi128_ps(_mm512_castsi512_si128(units)));
-        if (scales.odd) [[unlikely]] mark(scales.odd, begin, count);
-        const std::uint8_t* p = matrix_.weight + first * bytes + k_ / 2;
+        if (before_) [[unlikely]]
+            for (index_t r = 0; r < count; ++r)  // rows without this pass add 0 times -0, which changes no sum
+                if (!(before_->left[i] >> r * kChunkGroups & 0xffff)) to_.units[begin + r] = -0.f;
+        to_.left[i] = scales.left;
         auto& out = to_.weights;
         const index_t half = begin / kTile, lines = whole ? kChunkUnits : ceil_div(columns_, kUnit);
 #pragma GCC unroll 4
@@ -98,13 +101,22 @@ private:
             }
     }
 
-    void mark(__mmask64 odd, index_t begin, index_t count) const {
-        for (index_t r = 0; r < count; ++r)
-            if (odd >> r * kChunkGroups & 0xffff) slab_.odd[begin + r] = slab_.any_odd = true;
+    // The scales of this pass over part i's rows, whose codes lie at p, `left` bytes of each.
+    FOURFOLD_INLINE Scales pass(index_t i, index_t count, __m512i codes, const std::uint8_t* p, index_t left) const {
+        if (before_) [[unlikely]] return Scales(codes, before_->left[i]);
+        Scales scales(codes);
+        if (scales.left) [[unlikely]] {
+            __mmask64 weights = 0;
+            for (index_t r = 0; r < count; ++r)
+                weights |= groups_with_weights(p + r * matrix_.row_bytes(), left) << r * kChunkGroups;
+            scales.left &= weights;
+        }
+        return scales;
     }
 
     const Matrix& matrix_;
-    Slab& slab_;
+    const Slab slab_;
+    const Chunk* before_;
     Chunk& to_;
     index_t k_, columns_, away_, done_ = 0;
 };
@@ -161,18 +173,6 @@ FOURFOLD_INLINE void multiply_block(const Chunk& chunk, index_t steps, const std
     memory_is_written();
 }
 
-// The products of odd rows with a block of tokens.
-void odd_products(const Matrix& m, const Slab& s, const std::uint8_t* x, index_t tokens, float* const* y) {
-    thread_local Scratch memory;
-    const index_t words = InputLayout(m.columns).bytes() / 4;
-    auto* row = memory.get<std::uint32_t>(words);
-    for (index_t t = 0; t < tokens; ++t) {
-        for (index_t i = 0; i < words; ++i) std::memcpy(row + i, x + (i * kTile + t) * 4, 4);
-        for (index_t r = 0; r < s.count; ++r)
-            if (s.odd[r]) y[t][s.row + r] = odd_product(m, s.row + r, reinterpret_cast<const std::uint8_t*>(row));
-    }
-}
-
 void configure() {
     TileConfig c;
     for (int tile = 0; tile < 8; ++tile) c.row_bytes[tile] = kVector, c.rows[tile] = kTile;
@@ -180,7 +180,7 @@ void configure() {
     _tile_loadconfig(&c);
 }
 
-// A chunk is decoded one ahead of its use, between the steps of the first block that meets the one before it.
+// A chunk's pass is decoded one ahead of its use, between the steps of the first block that meets the one before it.
 void many(const Matrix& m, index_t begin, index_t end, const std::uint8_t* const* x, float* const* y, index_t n) {
     struct Work {
         Chunk chunks[2];
@@ -193,19 +193,20 @@ void many(const Matrix& m, index_t begin, index_t end, const std::uint8_t* const
     auto* totals = reinterpret_cast<Totals*>(memory.get<float>(blocks * kSlab * kTile));
     const __m512i table = value_table(0);
     configure();
-    Slab slabs[2];
-    slabs[0].move_to(begin, end);
-    Decoder(m, slabs[0], 0, work->chunks[0]).decode_all(table);
-    index_t ready = 0, turn = 0;
-    for (index_t row = begin; row < end; row += kSlab, turn ^= 1) {
+    const auto slab = [&](index_t row) { return Slab{row, std::min(kSlab, end - row)}; };
+    Decoder(m, slab(begin), 0, nullptr, work->chunks[0]).decode_all(table);
+    index_t ready = 0;
+    for (index_t row = begin; row < end; row += kSlab) {
         std::memset(totals, 0, blocks * sizeof(Totals));
         Scaling last{};
         index_t at = 0;  // of the sums
-        for (index_t k = 0; k < m.columns; k += kChunk, ready ^= 1) {
-            const bool more = k + kChunk < m.columns, below = row + kSlab < end;
-            if (!more && below) slabs[turn ^ 1].move_to(row + kSlab, end);
-            Decoder ahead(m, slabs[turn ^ !more], more ? k + kChunk : 0, work->chunks[ready ^ 1]);
+        for (index_t k = 0, next; k < m.columns; k = next, ready ^= 1) {
             const Chunk& now = work->chunks[ready];
+            const bool again = now.has_more();
+            next = again ? k : k + kChunk;
+            const bool more = next < m.columns, below = row + kSlab < end;
+            Decoder ahead(m, slab(more ? row : row + kSlab), more ? next : 0, again ? &now : nullptr,
+                          work->chunks[ready ^ 1]);
             const index_t steps = 2 * ceil_div(std::min(kChunk, m.columns - k), kUnit);
             for (index_t b = 0; b < blocks; ++b, at ^= 1) {
                 const auto between = [&](index_t i) __attribute__((always_inline)) {
@@ -218,12 +219,11 @@ void many(const Matrix& m, index_t begin, index_t end, const std::uint8_t* const
             }
         }
         for (index_t i = 0; i < kSteps; ++i) last.part(i);
-        const Slab& s = slabs[turn];
+        const index_t count = slab(row).count;
         for (index_t b = 0; b < blocks; ++b) {
             const index_t tokens = std::min(kTile, n - b * kTile);
             for (index_t half = 0; half < kSlab; half += kTile)
-                scatter(totals[b][half], kTile, tokens, row + half, std::clamp<index_t>(s.count - half, 0, kTile), y + b * kTile);
-            if (s.any_odd) [[unlikely]] odd_products(m, s, x[b], tokens, y + b * kTile);
+                scatter(totals[b][half], kTile, tokens, row + half, std::clamp<index_t>(count - half, 0, kTile), y + b * kTile);
         }
     }
     // Leave no tiles behind: their state would be saved at every switch of tasks.
