@@ -94,6 +94,7 @@ def serve(
     device_memory: options.DeviceMemory = None,
     ram: options.Ram = None,
     expert_copy: options.ExpertCopy = None,
+    expert_counts: options.ExpertCounts = None,
 ) -> int:
     """Serve a model to clients of OpenAI, Anthropic and DeepSeek."""
     try:
@@ -148,6 +149,7 @@ def serve(
             device_memory=device_memory,
             ram=ram,
             expert_copy=expert_copy,
+            expert_counts=expert_counts,
         )
         config = replace(config, sampling=replace(opened.sampling, **given))
         with Engine(opened.model, engine_config) as engine:
