@@ -14,6 +14,7 @@ from fourfold.model.numerics import Kv
 from fourfold.model.transformer import Transformer
 from fourfold.tiers import Plan, TieredExperts, plan, plan_beside
 from fourfold.tiers.copy import copied
+from fourfold.tiers.counts import ExpertCounts
 from fourfold.tiers.files import say
 from fourfold.tiers.split import busiest, held_items
 from fourfold.tokenizer import Tokenizer
@@ -34,6 +35,7 @@ def load(
     expert_copy: str | Path | None = None,
     device_memory: str | int | None = None,
     kv: Kv | None = None,
+    expert_counts: str | Path | None = None,
 ) -> Transformer:
     """The model of a checkpoint folder or Hugging Face repo id, its weights packed as stored.
 
@@ -43,6 +45,8 @@ def load(
     from disk when they are needed, `.tiers` counts them.  None: the free RAM less an 8th, if the model does
     not fit into that.  expert_copy: a folder that then gets a page-aligned copy of the experts, once, for
     faster reads.  device_memory: the same of an accelerator's; experts that do not fit there are the CPU's.
+    expert_counts: a file that counts how often each expert is chosen, over all runs that name it, where some
+    lie elsewhere; the most used ones then go to the accelerator, so that answers may round otherwise.
     kv: how an engine's cache keeps windows, entries and index keys: "bf16", or "published", FP8 and FP4 in
     half the bytes; exact numerics keep float32.  None: "bf16".  Deployed numerics round to FP8 and FP4
     anyway, so that both give the same bits; fast ones round so with "published" only.
@@ -66,11 +70,14 @@ def load(
         tiers = plan(items, config, ram)
     else:
         tiers = plan_beside(items, config, device_memory, _free_memory(target), ram)
+    counts = None if tiers is None else ExpertCounts(tiers.table, expert_counts)
+    if counts is None and expert_counts is not None:
+        say(f"all experts are in one place: their uses are not counted in {expert_counts}")
     dense = items if tiers is None else [item for item in items if item.expert is None]
     for name, tensor in read_items(dense, config, target):
         model.assign(name, tensor)
-    if tiers is not None:
-        model.tiers = _tiered(model, tiers, expert_copy, items)
+    if tiers is not None and counts is not None:
+        model.tiers = _tiered(model, tiers, expert_copy, items, counts)
     return model.eval()
 
 
@@ -81,18 +88,24 @@ def _free_memory(device: torch.device) -> int | None:
 
 
 def _tiered(
-    model: Transformer, tiers: Plan, copy_in: str | Path | None, items: Sequence[Item]
+    model: Transformer,
+    tiers: Plan,
+    copy_in: str | Path | None,
+    items: Sequence[Item],
+    counts: ExpertCounts,
 ) -> TieredExperts:
     """Slots in the place of the model's experts, and what fills them; says so on stderr."""
     say(str(tiers) + ("; a page-aligned expert copy would be read faster" if copy_in is None else ""))
     on_device = None
     if tiers.on_device is not None:
-        on_device = busiest(model, tiers.table, tiers.on_device)
+        on_device = busiest(model, tiers.table, tiers.on_device, counts.before)
+        if counts.before.any():
+            say(f"the device's experts have {on_device.share(counts.before):.0%} of the uses counted so far")
         chosen = held_items(items, tiers.table, on_device)
         for name, tensor in read_items(chosen, model.config, model.device, rows=tiers.on_device):
             model.assign(name, tensor)
     table = tiers.table if copy_in is None else copied(tiers.table, Path(copy_in))
-    return TieredExperts(model, table, tiers.slots, on_device)
+    return TieredExperts(model, table, tiers.slots, on_device, counts)
 
 
 def usable_device(name: str | torch.device) -> torch.device:

@@ -28,7 +28,7 @@ Ctrl-C  stop the answer; what was said so far stays"""
 
 _LOCAL = (
     "min_p", "prompt_format", "draft", "device", "numerics", "threads", "device_memory", "ram", "expert_copy",
-    "cache_dir", "cache_size", "stats",
+    "expert_counts", "cache_dir", "cache_size", "stats",
 )  # fmt: skip
 """What a server decides, and not who asks it."""
 
@@ -66,6 +66,7 @@ def chat(
     device_memory: options.DeviceMemory = None,
     ram: options.Ram = None,
     expert_copy: options.ExpertCopy = None,
+    expert_counts: options.ExpertCounts = None,
     cache_dir: options.CacheDir = None,
     cache_size: options.CacheSize = CACHE_SIZE,
     stats: options.Stats = False,
@@ -101,6 +102,7 @@ def chat(
         device_memory=device_memory,
         ram=ram,
         expert_copy=expert_copy,
+        expert_counts=expert_counts,
         kv=kv,
     )
     sampling = opened.sampler(

@@ -51,6 +51,7 @@ def generate(
     device_memory: options.DeviceMemory = None,
     ram: options.Ram = None,
     expert_copy: options.ExpertCopy = None,
+    expert_counts: options.ExpertCounts = None,
     cache_dir: options.CacheDir = None,
     cache_size: options.CacheSize = CACHE_SIZE,
     stats: options.Stats = False,
@@ -83,6 +84,7 @@ def generate(
         device_memory=device_memory,
         ram=ram,
         expert_copy=expert_copy,
+        expert_counts=expert_counts,
         kv=kv,
     )
     sampling = opened.sampler(

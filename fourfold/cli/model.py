@@ -70,6 +70,7 @@ def open_model(
     device_memory: str | None = None,
     ram: str | None = None,
     expert_copy: str | Path | None = None,
+    expert_counts: str | Path | None = None,
     kv: Kv | None = None,
 ) -> Opened:
     """Load a checkpoint folder or repo id (None: the shipped model) and say so on stderr.
@@ -83,7 +84,7 @@ def open_model(
     sampling = recommended(folder)
     if not (folder / FILE_NAME).exists():
         raise RequestError(f"{name} has no {FILE_NAME}; put the model's own into its folder")
-    model = fourfold.load(folder, device, numerics, ram, expert_copy, device_memory, kv)
+    model = fourfold.load(folder, device, numerics, ram, expert_copy, device_memory, kv, expert_counts)
     assert model.tokenizer is not None
     seconds = time.perf_counter() - start
     stored = sum(parameter.nbytes for parameter in model.parameters())

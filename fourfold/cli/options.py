@@ -116,6 +116,16 @@ ExpertCopy = Annotated[
         show_default="none",
     ),
 ]
+ExpertCounts = Annotated[
+    Path | None,
+    typer.Option(
+        callback=new_file,
+        metavar="FILE",
+        help="Count there how often each expert is chosen; the most used ones are those on the device, from "
+        "the next start on.",
+        show_default="none",
+    ),
+]
 CacheDir = Annotated[
     Path | None,
     typer.Option(

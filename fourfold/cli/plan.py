@@ -218,6 +218,8 @@ def _facts(plan: Plan) -> list[tuple[str, str]]:
             ),
         ),
     ]
+    if plan.machine.host is not None:
+        rows.append(("experts' uses on the device", f"{plan.placement.device_hits:.0%}, assumed"))
     if plan.on_each is not None:
         rows.append(("each device", plan.on_each))
     if plan.machine.disk_rate is not None:

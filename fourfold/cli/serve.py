@@ -97,6 +97,7 @@ def serve(
     device_memory: options.DeviceMemory = None,
     ram: options.Ram = None,
     expert_copy: options.ExpertCopy = None,
+    expert_counts: options.ExpertCounts = None,
 ) -> int:
     """Serve a model to clients of OpenAI, Anthropic and DeepSeek."""
     try:
@@ -156,6 +157,7 @@ def serve(
                 device_memory=device_memory,
                 ram=ram,
                 expert_copy=expert_copy,
+                expert_counts=expert_counts,
             )
         )
         engine = Backend(process, fourfold.tokenizer(folder), ModelConfig.from_file(folder / "config.json"))

@@ -67,11 +67,9 @@ def _weights(model: Transformer) -> str:
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
         found.update(_sample(tensor))
     if isinstance(model.tiers, TieredExperts):
-        # Which experts an accelerator computes and which the CPU.
-        found.update(model.tiers.mine.tobytes())
         for piece in _of_files(model.tiers.table.files):
             found.update(piece)
-        # The device and the CPU round differently.
+        # Which experts an accelerator computes and which the CPU: they round differently.
         found.update(model.tiers.mine.tobytes())
     return found.hexdigest()
 

@@ -73,6 +73,11 @@ class Placement:
         """Of the routed experts, the share that needs no disk."""
         return 1 - self.expert_share.get("disk", 0.0)
 
+    @property
+    def device_hits(self) -> float:
+        """Of the uses of routed experts, the share that the device serves: as if all were used alike."""
+        return self.expert_share.get("device", 0.0)
+
 
 def place(
     demand: Demand, machine: Machine, *, context: int, concurrency: int, efficiency: dict[str, Efficiency]

@@ -197,6 +197,11 @@ def _assumptions(
     lines.append(
         f"KV cache in {stored}; each token chooses its experts evenly and on its own; no drafting by MTP"
     )
+    if machine.host is not None and placement.device_hits < 1:
+        lines.append(
+            f"the device holds {placement.device_hits:.0%} of the routed experts and serves as much of their "
+            "uses; --expert-counts places the most used ones there, which is more where uses are uneven"
+        )
     if placement.cached_share < 1:
         lines.append(
             "disk reads overlap with all else; uniform: the cache serves its share of the experts; "

@@ -142,7 +142,7 @@ class Roofline:
         """Seconds of a step, what limits it, and the bytes it reads.  work: experts in its products alone."""
         demand = self.demand
         experts = demand.expert_read(tokens)
-        on_host = 0.0 if self.host is None else 1 - self.placement.expert_share.get("device", 0.0)
+        on_host = 0.0 if self.host is None else 1 - self.placement.device_hits
         chosen = demand.config.num_experts_per_tok / demand.config.n_routed_experts
         moved = _Work(experts * on_host, 2.0 * tokens * demand.expert_parameters * chosen * on_host)
         kept = replace(work, read=work.read + experts - moved.read, products=work.products - moved.products)

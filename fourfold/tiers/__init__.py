@@ -4,7 +4,8 @@ memory.py    sizes as users write them, and how much RAM is free
 budget.py    what lies where within a budget
 table.py     where each expert's bytes lie on disk
 copy.py      a page-aligned copy of the experts, for faster reads
-files.py     files read past the page cache, and watched for change
+counts.py    how often each expert is chosen
+files.py     files read past the page cache and watched for change, and new ones
 reader.py    disk -> slot
 queue.py     reads in flight
 policy.py    which expert to evict

@@ -10,16 +10,13 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from fourfold.errors import CheckpointError
-from fourfold.tiers.files import say
+from fourfold.tiers.files import appearing, say
 from fourfold.tiers.memory import written
 from fourfold.tiers.reader import ExpertReader, aligned_bytes
 from fourfold.tiers.table import PAGE, ExpertTable
@@ -105,7 +102,7 @@ def _write(file: Path, header: bytes, table: ExpertTable, starts: list[int], str
     buffer = reader.buffer()
     size = len(header) + table.experts * stride
     try:
-        with _appearing(file) as stream, byte_progress("copying experts", size) as advance:
+        with appearing(file) as stream, byte_progress("copying experts", size) as advance:
             stream.write(header)
             for number in range(table.experts):
                 for piece in range(len(reader.pieces)):
@@ -118,19 +115,3 @@ def _write(file: Path, header: bytes, table: ExpertTable, starts: list[int], str
         raise CheckpointError(f"{file}: cannot be written ({error.strerror})") from error
     finally:
         reader.close()
-
-
-@contextmanager
-def _appearing(file: Path) -> Iterator[BinaryIO]:
-    """A stream beside `file` that takes its name when all is on disk, and is removed if that fails."""
-    beside = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-            if hasattr(os, "posix_fadvise"):  # its pages in the cache are of no use to direct reads
-                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        beside.rename(file)
-    finally:
-        beside.unlink(missing_ok=True)

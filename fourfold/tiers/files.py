@@ -1,4 +1,4 @@
-"""Files that are read past the page cache while a model runs, and that must not change meanwhile."""
+"""Files that are read past the page cache while a model runs and must not change meanwhile, and new ones."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import errno
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from fourfold.errors import CheckpointError
 
@@ -128,3 +130,19 @@ def _after(buffers: Sequence[memoryview], done: int) -> list[memoryview]:
 def say(text: str) -> None:
     """A remark of the tiers: one line on stderr."""
     print(f"fourfold: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def appearing(file: Path) -> Iterator[BinaryIO]:
+    """A stream beside `file` that takes its name when all is on disk, and is removed if that fails."""
+    beside = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        with beside.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+            if hasattr(os, "posix_fadvise"):  # its pages in the cache are of no use to direct reads
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from fourfold.kernels.composed import ExpertWeights
 from fourfold.model.experts import Asked, ExpertSource
 from fourfold.model.moe import Experts, Gate
 from fourfold.model.transformer import Transformer
+from fourfold.tiers.counts import Counts
 from fourfold.tiers.table import ExpertTable
 from fourfold.weights.load import Item
 
@@ -32,6 +33,10 @@ class OnDevice:
     held: npt.NDArray[np.bool_]
     device: torch.device
 
+    def share(self, uses: Counts) -> float:
+        """Of the uses [layers, E], those of experts on the device."""
+        return float(uses[self.held].sum() / uses.sum())
+
     def rows(self, layer: int) -> Tensor:
         """Of a layer's stacks, the row that holds each expert, -1 for the others.  [E] int64"""
         held = self.held[layer]
@@ -39,20 +44,20 @@ class OnDevice:
         return torch.from_numpy(rows).to(self.device)
 
 
-def busiest(model: Transformer, table: ExpertTable, count: int) -> OnDevice:
+def busiest(model: Transformer, table: ExpertTable, count: int, uses: Counts) -> OnDevice:
     """The `count` experts of each layer that belong on the device of `model`, whose dense weights are there.
 
-    Of layers that are routed by token id, those that most ids name.  Of the others nothing is known before
-    they run: their gates are trained to use all alike, and the first ones are taken.
+    They are those with the most `uses`.  Of equals, as all are before anything was counted, in layers that
+    are routed by token id those that most ids name; in others the first ones.
     """
     held = np.zeros((len(table.layers), table.per_layer), dtype=bool)
     for layer, name in enumerate(table.layers):
         gate = model.get_submodule(name.removesuffix("experts") + "gate")
         assert isinstance(gate, Gate)
         # Its other gates have no table.
-        named = gate.tid2eid.flatten().tolist() if gate.hashed and gate.tid2eid is not None else []
-        uses = np.bincount(np.array(named, dtype=np.int64), minlength=table.per_layer)
-        held[layer, np.argsort(-uses, kind="stable")[:count]] = True
+        ids = gate.tid2eid.flatten().tolist() if gate.hashed and gate.tid2eid is not None else []
+        named = np.bincount(np.array(ids, dtype=np.int64), minlength=table.per_layer)
+        held[layer, np.lexsort((-named, -uses[layer]))[:count]] = True
     return OnDevice(held, model.device)
 
 

@@ -15,6 +15,7 @@ from fourfold.model.block import Block
 from fourfold.model.experts import Asked, TierStats
 from fourfold.model.transformer import Transformer
 from fourfold.tiers.cache import ExpertCache
+from fourfold.tiers.counts import ExpertCounts
 from fourfold.tiers.predict import predicted, predicted_early
 from fourfold.tiers.reader import READERS, Bytes, ExpertReader
 from fourfold.tiers.slots import SlotPool
@@ -25,15 +26,22 @@ from fourfold.tiers.table import ExpertTable
 class TieredExperts:
     """Reads, keeps and evicts the experts of all layers; `stats()` says what it cost.
 
-    One forward at a time uses it: another thread's waits at the next layer.
+    One forward at a time uses it: another thread's waits at the next layer.  What `counts` has of this run is
+    kept when the model is closed or the process ends.
     """
 
     def __init__(
-        self, model: Transformer, table: ExpertTable, slots: int, on_device: OnDevice | None = None
+        self,
+        model: Transformer,
+        table: ExpertTable,
+        slots: int,
+        on_device: OnDevice | None = None,
+        counts: ExpertCounts | None = None,
     ) -> None:
         self.table = table
         self.on_device = on_device
         """Where the device has some of them; the others are computed on the host."""
+        self.uses = ExpertCounts(table) if counts is None else counts
         shape = len(table.layers), table.per_layer
         self.mine = np.ones(shape, dtype=bool) if on_device is None else ~on_device.held
         """[layers, E]: the experts that come into slots."""
@@ -55,7 +63,7 @@ class TieredExperts:
         ]
         self._put_in(pool)
         # Its threads hold the cache and the pool, not this: with the model they go.
-        self._finalizer = weakref.finalize(self, _end, self.cache, reader)
+        self._finalizer = weakref.finalize(self, _end, self.cache, reader, self.uses)
 
     def stats(self) -> TierStats:
         """The counters since the model was loaded."""
@@ -94,9 +102,10 @@ class TieredExperts:
             experts.source = layer
 
 
-def _end(cache: ExpertCache, reader: ExpertReader) -> None:
+def _end(cache: ExpertCache, reader: ExpertReader, uses: ExpertCounts) -> None:
     cache.queue.close()
     reader.close()
+    uses.save()
 
 
 class _Layer:
@@ -154,6 +163,7 @@ class _Layer:
             with cache.changed:
                 counts = np.bincount(asked.indices.flatten().numpy(), minlength=cache.per_layer)
                 experts = self._wanted(_distinct(asked.indices))
+                tiers.uses.now[self._number] += counts
                 cache.policy.used(self._number, counts, tokens)
                 cache.forget_wishes(range(self._first + cache.per_layer))
                 tiers.count(*cache.claim(experts), int((counts > 0).sum()) - len(experts))

@@ -85,6 +85,20 @@ def test_experts_beside_the_device_give_the_same_text(tiny_folder: Path, ram: st
     assert (stats.slots < 30) == (ram == "400KiB")
 
 
+def test_experts_placed_by_counts_give_the_same_text(tiny_folder: Path, tmp_path: Path) -> None:
+    texts, hits = [], []
+    for _ in range(2):
+        model = fourfold.load(
+            tiny_folder, "npu", device_memory="1500KiB", ram="1GiB", expert_counts=tmp_path / "counts.json"
+        )
+        ids = fourfold.generate(model, "once upon a time", max_tokens=8, temperature=0.0)
+        texts.append("".join(ids))
+        assert model.tiers is not None
+        hits.append(model.tiers.stats().device_hits)
+        model.tiers.close()
+    assert texts[0] == texts[1] and hits[0] < hits[1]
+
+
 def test_nothing_can_be_on_cuda() -> None:
     with pytest.raises((AssertionError, RuntimeError), match="CUDA"):
         torch.zeros(1, device="cuda")

@@ -5,6 +5,7 @@ FOURFOLD_TEST_EXPORTS names the folder of the converted ones.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import re
@@ -76,6 +77,30 @@ def test_experts_beside_the_device_give_the_same_text(
     counts = re.search(r"experts: ([\d,]+) on the device, ([\d,]+) from RAM, .*", out.err)
     assert counts is not None and int(counts[1]) > 0 and int(counts[2]) > 0
     print(f"\n{MEASURED}{CHIP} {name} beside {ram} of RAM, {counts[0]}")
+
+
+def test_experts_placed_by_counts_give_the_same_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second run has the experts on the device that the first one used most."""
+    options = ["--device", "npu", "--device-memory", "15.1MiB", "--ram", "1GiB", "--stats"]
+    options += ["--expert-counts", str(tmp_path / "counts.json"), "--numerics", "deployed"]
+    texts, shares = [], []
+    for _ in range(2):
+        how = [*options, "--temperature", "0", "--max-tokens", "16"]
+        assert main(["generate", "Once upon a time", "--model", str(FOLDERS["published"]), *how]) == 0
+        gc.collect()  # the counts are kept when the model goes
+        out = capsys.readouterr()
+        texts.append(out.out)
+        counts = re.search(
+            r"experts: (\d+) on the device, (\d+) from RAM, (\d+) read ahead.*, (\d+) not", out.err
+        )
+        assert counts is not None
+        found = list(map(int, counts.groups()))
+        shares.append(found[0] / sum(found))
+    assert texts[0] == texts[1] != "" and shares[0] < shares[1]
+    assert "of the uses counted so far" in out.err
+    print(f"\n{MEASURED}{CHIP}: the device serves {shares[0]:.0%} of the experts, {shares[1]:.0%} by counts")
 
 
 def logits(folder: Path, device: str, numerics: str) -> Tensor:
