@@ -29,7 +29,8 @@ from bench.gemv import commit, processor
 from fourfold.calibration import calibrate
 from fourfold.conformance.logits import kl_divergence
 from fourfold.train.config import FileSection
-from fourfold.train.corpus import Encoder, Sample, read_records, read_samples
+from fourfold.train.corpus import Encoder, Sample, read_samples
+from fourfold.train.sources import read_records
 from fourfold.weights.export import export_recipe
 
 NUMERICS = ("exact", "deployed", "fast")

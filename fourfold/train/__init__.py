@@ -1,12 +1,14 @@
 """Training: `train(load_config("CONFIG.toml", ["run.steps=100"]))`, which `fourfold train` calls.
 
 config.py     the strict TOML file
-corpus.py     records on disk -> token samples         data.py        samples -> packed batches
+sources.py    records on disk                          corpus.py      records -> token samples
+store.py      samples kept on disk                     data.py        samples -> packed batches
 objective.py  what is trained: V4, or the yardstick    losses.py      what is minimised
 optim.py      Muon and AdamW                           schedule.py    the rate over a run
 quantise.py   FP4 and FP8 rounding while training      fused.py       operations arranged for training
-trainer.py    the loop                                 checkpoint.py  resuming
-record.py     metrics, plot and progress               finish.py      export to the official layout
+experts.py    the routed experts                       trainer.py    the loop
+checkpoint.py resuming                                 record.py     metrics, plot and progress
+finish.py     export to the official layout
 """
 
 from fourfold.train.config import TrainConfig, load_config

@@ -38,15 +38,19 @@ class ModelSection:
 class FileSection:
     """One [[data.files]] entry.
 
-    path: .jsonl, .jsonl.xz (objects with "text", or "prompt" and "response") or .txt (one sample a
-        blank-line block).
+    path: .jsonl, .jsonl.xz or .parquet (objects with "text", with "prompt" and "response", or with
+        "messages"), .txt (one sample a blank-line block), or hf:NAME, a dataset that `datasets` finds, by its
+        name or as a folder.
     weight: how often an epoch sees each sample: 2 is twice, 0.5 is a different half each epoch.
     kinds: keep only records whose "kind" is one of these; empty keeps all.
+    subset, split: of a dataset.
     """
 
     path: str
     weight: float = 1.0
     kinds: tuple[str, ...] = ()
+    subset: str = ""
+    split: str = "train"
 
 
 @dataclass(frozen=True, kw_only=True)

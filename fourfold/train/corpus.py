@@ -1,4 +1,4 @@
-"""Text samples on disk to token samples in memory.
+"""Records to token samples.
 
 A record is a JSON object with "text", with "prompt" and "response", or with "messages" (and "tools") as in
 Chat Completions; "kind" is kept for statistics and
@@ -9,9 +9,6 @@ text: a user who types a mark's spelling must not forge one.
 
 from __future__ import annotations
 
-import json
-import lzma
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from fourfold.protocol import PromptFormat
 from fourfold.tokenizer import Tokenizer
 from fourfold.train.chat_samples import EOS, Encoded, conversation
 from fourfold.train.config import FileSection
+from fourfold.train.sources import read_records
 
 BOS = "<｜begin▁of▁sentence｜>"
 PAD = "<｜▁pad▁｜>"
@@ -35,8 +33,8 @@ class Sample:
 
     ids: np.ndarray
     answer: np.ndarray
-    kind: str
     weight: float
+    kind: str = "text"
 
 
 class Encoder:
@@ -47,6 +45,7 @@ class Encoder:
 
         Raises TokenizerError if it is missing or lacks a mark.
         """
+        self.path = Path(path)
         self.tokenizer = Tokenizer(path)
         self.prompt_format = prompt_format
         self.marks = {m: self.tokenizer.token_id(m) for m in (BOS, EOS, USER, ASSISTANT, NO_THINKING)}
@@ -68,42 +67,6 @@ class Encoder:
         return [(ids, [False] * start + [True] * (len(ids) - start))]
 
 
-def read_records(section: FileSection) -> Iterator[dict[str, Any]]:
-    """The records of one file, checked.  Raises TrainError naming file and line."""
-    path = Path(section.path)
-    if not path.is_file():
-        raise TrainError(f"no such data file: {path}")
-    if path.name.endswith(".txt"):
-        blocks = path.read_text(encoding="utf-8").split("\n\n")
-        yield from ({"text": block.strip()} for block in blocks if block.strip())
-        return
-    if not path.name.endswith((".jsonl", ".jsonl.xz")):
-        raise TrainError(f"{path}: data files are .jsonl, .jsonl.xz or .txt")
-    opener = lzma.open if path.suffix == ".xz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise TrainError(f"{path}, line {number}: not JSON ({error.msg})") from error
-            if not _usable(record):
-                raise TrainError(
-                    f'{path}, line {number}: needs "text", or "prompt" and "response", as strings, or '
-                    '"messages", a list of objects'
-                )
-            if not section.kinds or record.get("kind") in section.kinds:
-                yield record
-
-
-def _usable(record: Any) -> bool:
-    if not isinstance(record, dict):
-        return False
-    if isinstance(messages := record.get("messages"), list):
-        return bool(messages) and all(isinstance(message, dict) for message in messages)
-    texts = [record.get(key) for key in (("text",) if "text" in record else ("prompt", "response"))]
-    return all(isinstance(text, str) and text for text in texts)
-
-
 def read_samples(encoder: Encoder, sections: tuple[FileSection, ...]) -> list[Sample]:
     """All samples of the files, in file order."""
     samples = []
@@ -121,18 +84,3 @@ def read_samples(encoder: Encoder, sections: tuple[FileSection, ...]) -> list[Sa
     if not samples:
         raise TrainError(f"no samples in {', '.join(s.path for s in sections)}")
     return samples
-
-
-def split(samples: list[Sample], share: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """(training, held out): about `share` of the samples put aside, chosen by `seed`, at least one if share
-    > 0.
-
-    Equal samples stay on one side: a templated fact that occurs twice must not be its own test.
-    """
-    if share <= 0:
-        return samples, []
-    texts = sorted({sample.ids.tobytes() for sample in samples})
-    order = np.random.default_rng(seed).permutation(len(texts))
-    aside = {texts[i] for i in order[: max(1, round(share * len(texts)))]}
-    kept = [sample for sample in samples if sample.ids.tobytes() not in aside]
-    return kept, [sample for sample in samples if sample.ids.tobytes() in aside]

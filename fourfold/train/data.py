@@ -1,13 +1,15 @@
 """Token samples to packed batches, in an order that is a pure function of (seed, epoch).
 
 Rows of T tokens hold several samples; `segments` keeps them apart (equal numbers are one sample), so the
-model shows none of them to another and restarts positions. Because an epoch's rows follow from its number,
-the whole state of the stream is (epoch, row): resuming needs no generator state.
+model shows none of them to another and restarts positions. An epoch is shuffled as a whole and packed window
+by window, so that only a window's pieces are in memory. What a window holds follows from its number: the
+whole state of the stream is (window, row), and resuming needs no generator state.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +17,11 @@ import torch
 from torch import Tensor
 
 from fourfold.train.corpus import Sample
+from fourfold.train.store import Stored
 
 IGNORE = -100  # target of a position that has no loss
 OPEN_ROWS = 64  # rows filled side by side; more pack tighter and shuffle a little less
+WINDOW = 1 << 16  # samples that are packed together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +93,20 @@ def pack(pieces: list[Piece], length: int) -> list[list[Piece]]:
 
 
 class PackedData:
-    """An endless stream of batches over the samples; `position` = (epoch, row) is all there is to resume."""
+    """An endless stream of batches over the samples; `position` = (window, row) is all there is to resume.
+
+    Windows are counted over all epochs, each of which has as many.
+    """
 
     def __init__(
-        self, samples: list[Sample], *, length: int, batch_size: int, answers_only: bool, pad: int, seed: int
+        self,
+        samples: Sequence[Sample],
+        *,
+        length: int,
+        batch_size: int,
+        answers_only: bool,
+        pad: int,
+        seed: int,
     ) -> None:
         self.samples = samples
         self.length = length
@@ -103,44 +117,54 @@ class PackedData:
         self.position = (0, 0)
         self._rows: list[list[Piece]] = []
         self._rows_of = -1
+        if isinstance(samples, Stored):
+            self._weights, self._lengths = samples.weights, samples.lengths
+        else:
+            self._weights = np.asarray([sample.weight for sample in samples])
+            self._lengths = np.asarray([len(sample.ids) for sample in samples])
+        self._windows = max(1, -(-int(np.ceil(self._weights).sum()) // WINDOW))
 
     def fingerprint(self) -> str:
         """Changes with samples, weights and packing: a position is only good for an equal one."""
         digest = hashlib.sha256(f"{self.length} {self.batch_size} {self.seed} {self.answers_only}".encode())
+        if isinstance(self.samples, Stored):
+            digest.update(self.samples.fingerprint().encode())
+            return digest.hexdigest()
         for sample in self.samples:
             digest.update(sample.ids.tobytes() + str(sample.weight).encode())
         return digest.hexdigest()
 
     def tokens(self) -> int:
         """Tokens of one epoch, weights counted."""
-        return round(sum(len(sample.ids) * sample.weight for sample in self.samples))
+        return round(float(self._lengths @ self._weights))
 
-    def pieces(self) -> list[np.ndarray]:
+    def pieces(self) -> Iterator[np.ndarray]:
         """The ids, int32 [n], of all that its rows are made of."""
-        return [p.ids for sample in self.samples for p in cut(sample, self.length, self.answers_only)]
+        return (p.ids for sample in self.samples for p in cut(sample, self.length, self.answers_only))
 
-    def epoch_rows(self, epoch: int) -> list[list[Piece]]:
-        """All rows of an epoch: samples repeated by weight, shuffled, packed."""
-        if self._rows_of != epoch:
+    def window_rows(self, window: int) -> list[list[Piece]]:
+        """All rows of a window: its part of the epoch's samples, repeated by weight and shuffled; packed."""
+        if self._rows_of != window:
+            epoch, part = divmod(window, self._windows)
             generator = np.random.default_rng((self.seed, epoch))
-            weights = np.asarray([sample.weight for sample in self.samples])
-            times = np.floor(weights + generator.random(len(weights))).astype(int)
+            times = np.floor(self._weights + generator.random(len(self._weights))).astype(int)
             order = generator.permutation(np.repeat(np.arange(len(times)), times))
-            pieces = [p for i in order for p in cut(self.samples[i], self.length, self.answers_only)]
-            self._rows, self._rows_of = pack(pieces, self.length), epoch
+            chosen = np.array_split(order, self._windows)[part]
+            pieces = [p for i in chosen for p in cut(self.samples[i], self.length, self.answers_only)]
+            self._rows, self._rows_of = pack(pieces, self.length), window
         return self._rows
 
     def next(self) -> Batch:
-        """The next B rows; a batch may hold the end of one epoch and the start of the next."""
+        """The next B rows; a batch may hold the end of one window and the start of the next."""
         rows: list[list[Piece]] = []
-        epoch, cursor = self.position
+        window, cursor = self.position
         while len(rows) < self.batch_size:
-            taken = self.epoch_rows(epoch)[cursor : cursor + self.batch_size - len(rows)]
+            taken = self.window_rows(window)[cursor : cursor + self.batch_size - len(rows)]
             rows += taken
             cursor += len(taken)
-            if cursor >= len(self.epoch_rows(epoch)):
-                epoch, cursor = epoch + 1, 0
-        self.position = (epoch, cursor)
+            if cursor >= len(self.window_rows(window)):
+                window, cursor = window + 1, 0
+        self.position = (window, cursor)
         return self.batch(rows)
 
     def batch(self, rows: list[list[Piece]]) -> Batch:

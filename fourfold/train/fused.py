@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fourfold.kernels.composed import ExpertWeights, StreamEntry
 from fourfold.kernels.formats import Rounding
+from fourfold.train.experts import Gated, arrange, by_expert
 from fourfold.train.sinkhorn import Sinkhorn
 
 Function = Callable[..., Any]
@@ -73,27 +75,64 @@ def read(
     pre = torch.sigmoid(mixed[..., :n] * scale[0] + base[:n]) + eps
     post = 2 * torch.sigmoid(mixed[..., n : 2 * n] * scale[1] + base[n : 2 * n])
     comb = mixed[..., 2 * n :] * scale[2] + base[2 * n :]
-    u = sum(
-        (pre[..., j, None] * streams[..., j, :].float() for j in range(1, n)),
-        pre[..., :1] * streams[..., 0, :],
-    )
+    if torch.compiler.is_compiling():
+        u = sum(
+            (pre[..., j, None] * streams[..., j, :].float() for j in range(1, n)),
+            pre[..., :1] * streams[..., 0, :],
+        )
+    else:
+        u = _small_product(pre.unsqueeze(-2), streams).squeeze(-2)
     return u.to(streams.dtype), post, comb.unflatten(-1, (n, n))
 
 
 def hc_post(output: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
     n = streams.shape[-2]
+    if not torch.compiler.is_compiling():
+        mixed = _small_product(comb.mT, streams)
+        return mixed.addcmul(post.unsqueeze(-1), output.float().unsqueeze(-2)).to(streams.dtype)
     rows = [streams[..., j, :].float() for j in range(n)]
     output = output.float()
-    mixed = [
+    parts = [
         sum((comb[..., j, k, None] * rows[j] for j in range(n)), post[..., k, None] * output)
         for k in range(n)
     ]
-    return torch.stack(mixed, dim=-2).to(streams.dtype)
+    return torch.stack(parts, dim=-2).to(streams.dtype)
+
+
+def enter(
+    streams: Tensor, fn: Tensor, scale: Tensor, base: Tensor, gain: Tensor, norm_eps: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normed input of the sublayer, post, and the logits of comb."""
+    u, post, comb = read(streams, mix(streams, fn, norm_eps), scale, base, eps)
+    return rms_norm(u, gain, norm_eps), post, comb
+
+
+def cross(
+    streams: Tensor,
+    output: Tensor,
+    post: Tensor,
+    comb: Tensor,
+    fn: Tensor,
+    scale: Tensor,
+    base: Tensor,
+    gain: Tensor,
+    norm_eps: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A sublayer's way out and the next one's way in."""
+    streams = hc_post(output, streams, post, comb)
+    return streams, *enter(streams, fn, scale, base, gain, norm_eps, eps)
 
 
 def collapse(streams: Tensor, mixed: Tensor, scale: Tensor, base: Tensor, eps: float) -> Tensor:
     pre = torch.sigmoid(mixed * scale + base) + eps
-    return (pre.unsqueeze(-1) * streams.float()).sum(-2).to(streams.dtype)
+    return _small_product(pre.unsqueeze(-2), streams).squeeze(-2).to(streams.dtype)
+
+
+def _small_product(coefficients: Tensor, streams: Tensor) -> Tensor:
+    """coefficients [..., k, n] f32 · streams [..., n, D] in float32: one pass, where nothing is compiled."""
+    with torch.autocast(streams.device.type, enabled=False):
+        return coefficients @ streams.float()
 
 
 def weigh(scores: Tensor, hidden: Tensor, sink: Tensor, scale: float) -> Tensor:
@@ -118,22 +157,18 @@ def routed_experts(
     rounding: Rounding = Rounding.NONE,
     places: None = None,
     out: None = None,
-    gated: Function = swiglu,
+    gated: Gated = swiglu,
 ) -> Tensor:
-    count = indices.shape[1]
-    order = torch.argsort(indices.flatten(), stable=True)
-    sizes = torch.bincount(indices.flatten(), minlength=w1.shape[0]).tolist()
-    tokens = order // count
-    parts = x.index_select(0, tokens).split(sizes)
-    gate = torch.cat([F.linear(part, w) for part, w in zip(parts, w1.unbind(), strict=True)])
-    up = torch.cat([F.linear(part, w) for part, w in zip(parts, w3.unbind(), strict=True)])
-    inner = gated(gate, up, limit) * weights.flatten().index_select(0, order).unsqueeze(-1)
-    parts = inner.to(gate.dtype).split(sizes)
-    results = torch.cat([F.linear(part, w) for part, w in zip(parts, w2.unbind(), strict=True)])
-    # Back into token order and summed, instead of a scattered addition.
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    return results.index_select(0, back).unflatten(0, (-1, count)).float().sum(1)
+    at = arrange(indices.flatten(), w1.shape[0])
+    results = by_expert(x, weights.flatten(), at, w1, w3, w2, limit, gated)
+    return results.unflatten(0, indices.shape).float().sum(1)
+
+
+def shared_expert(
+    x: Tensor, weights: ExpertWeights, limit: float, rounding: Rounding, gated: Gated = swiglu
+) -> Tensor:
+    (w1, _), (w3, _), (w2, _) = weights
+    return F.linear(gated(F.linear(x, w1), F.linear(x, w3), limit), w2).float()
 
 
 def every_visible(q: Tensor, weights: Tensor, keys: Tensor, visible: Tensor, k: int) -> Tensor:
@@ -159,8 +194,9 @@ class Fused:
             compiled = torch.compile(function, dynamic=False)
             return lambda x, *rest: (compiled if length in x.shape else function)(x, *rest)
 
-        self.mix, self.read, self.post = prepare(mix), prepare(read), prepare(hc_post)
+        self.mix, self.post = prepare(mix), prepare(hc_post)
         self.collapsed, self.turn, self.norm = prepare(collapse), prepare(turn), prepare(rms_norm)
+        self.enter, self.cross = prepare(enter), prepare(cross)
         self.weigh = prepare(weigh)
         self.watch: Callable[[Tensor, int], None] | None = (
             None  # is shown the weights over window and entries
@@ -171,10 +207,12 @@ class Fused:
             "linear": linear,
             "grouped_linear": grouped_linear,
             "experts": partial(routed_experts, gated=self.gated),
+            "shared_expert": partial(shared_expert, gated=self.gated),
             "rms_norm": self.norm,
             "rope": self.rope,
             "sparse_attention": self.sparse_attention,
-            "hc_pre": self.hc_pre,
+            "hc_input": self.hc_input,
+            "hc_next": self.hc_next,
             "hc_post": self.post,
             "hc_head": self.hc_head,
         }
@@ -185,20 +223,28 @@ class Fused:
             cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
         return self.turn(x, cos, -sin if inverse else sin)
 
-    def hc_pre(
+    def hc_input(
+        self, streams: Tensor, entry: StreamEntry, *, iters: int, norm_eps: float, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As the contract."""
+        x, post, comb = self.enter(streams, *entry, norm_eps, eps)
+        return x, post, Sinkhorn.apply(comb, iters, eps)  # type: ignore[no-untyped-call]
+
+    def hc_next(
         self,
+        output: Tensor,
         streams: Tensor,
-        fn: Tensor,
-        scale: Tensor,
-        base: Tensor,
+        post: Tensor,
+        comb: Tensor,
+        entry: StreamEntry,
         *,
         iters: int,
         norm_eps: float,
         eps: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """As the contract."""
-        u, post, comb = self.read(streams, self.mix(streams, fn, norm_eps), scale, base, eps)
-        return u, post, Sinkhorn.apply(comb, iters, eps)  # type: ignore[no-untyped-call]
+        streams, x, post, comb = self.cross(streams, output, post, comb, *entry, norm_eps, eps)
+        return streams, x, post, Sinkhorn.apply(comb, iters, eps)  # type: ignore[no-untyped-call]
 
     def hc_head(
         self, streams: Tensor, fn: Tensor, scale: Tensor, base: Tensor, *, norm_eps: float, eps: float

@@ -17,7 +17,7 @@ from fourfold.train.anticipation import Anticipation
 from fourfold.train.average import Average
 from fourfold.train.checkpoint import RunState
 from fourfold.train.config import TrainConfig
-from fourfold.train.corpus import Encoder, read_samples, split
+from fourfold.train.corpus import Encoder
 from fourfold.train.data import Batch, PackedData
 from fourfold.train.objective import Objective, build_objective
 from fourfold.train.optim import Optimizer
@@ -25,6 +25,7 @@ from fourfold.train.quantise import rounded_weights
 from fourfold.train.record import Metrics, Progress, plot
 from fourfold.train.runtime import prepare_cpu
 from fourfold.train.schedule import rate
+from fourfold.train.store import Stored, store_samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +218,7 @@ class Trainer:
     def evaluate(self) -> float:
         """Mean held-out loss in nats per target, with the weights as they would be exported now."""
         assert self.held_out is not None
-        rows = self.held_out.epoch_rows(0)
+        rows = self.held_out.window_rows(0)
         size = self.config.data.batch_size
         total, count = 0.0, 0
         with self.average.applied(), self._rounded(), self._autocast():
@@ -258,12 +259,16 @@ class Trainer:
 
 def _datasets(config: TrainConfig, encoder: Encoder) -> tuple[PackedData, PackedData | None]:
     """(training stream, held-out rows or None)."""
-    data = config.data
-    samples = read_samples(encoder, data.files)
+    data, folder = config.data, Path(config.run.dir) / "data"
+    samples = store_samples(encoder, data.files, folder)
     if data.held_out:
-        aside = read_samples(encoder, data.held_out)
+        aside: Stored | None = store_samples(
+            encoder, tuple(replace(s, weight=1.0) for s in data.held_out), folder
+        )
     else:
-        samples, aside = split(samples, data.held_out_share, data.seed)
+        samples, aside = samples.split(data.held_out_share, data.seed)
+    if not samples:
+        raise TrainError(f"all samples were held out; lower data.held_out_share (now {data.held_out_share})")
     stream = partial(
         PackedData,
         length=data.sequence_length,
@@ -272,7 +277,4 @@ def _datasets(config: TrainConfig, encoder: Encoder) -> tuple[PackedData, Packed
         pad=encoder.pad,
         seed=data.seed,
     )
-    if not samples:
-        raise TrainError(f"all samples were held out; lower data.held_out_share (now {data.held_out_share})")
-    once = [replace(sample, weight=1.0) for sample in aside]
-    return stream(samples), stream(once) if once else None
+    return stream(samples), stream(aside) if aside else None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fourfold.errors import TrainError
 from fourfold.train.config import FileSection
-from fourfold.train.corpus import Encoder, Sample, read_samples, split
+from fourfold.train.corpus import Encoder, Sample, read_samples
 from fourfold.train.data import IGNORE, PackedData, Piece, pack
 
 BOS, EOS, USER, ASSISTANT, NO_THINKING = 0, 1, 3, 4, 6
@@ -65,7 +65,7 @@ def test_bad_line_is_named(tmp_path: Path, tokenizer_file: Path, line: str) -> N
 
 def test_targets_stay_inside_their_sample() -> None:
     data = stream([sample(0, 10, 11, 1), sample(0, 20, 1)])
-    (row,) = data.epoch_rows(0)
+    (row,) = data.window_rows(0)
     batch = data.batch([row])
     for b, t in torch.nonzero(batch.targets != IGNORE).tolist():
         assert batch.targets[b, t] == batch.ids[b, t + 1]
@@ -86,7 +86,7 @@ def test_answers_only_learns_from_the_first_answer_token_on() -> None:
 
 def test_long_samples_are_cut_and_stay_whole_together() -> None:
     data = stream([sample(*range(100, 121))], batch_size=1)
-    ids = [i for row in data.epoch_rows(0) for piece in row for i in piece.ids.tolist()]
+    ids = [i for row in data.window_rows(0) for piece in row for i in piece.ids.tolist()]
     assert sorted(ids) == list(range(100, 121))
 
 
@@ -115,7 +115,7 @@ def test_order_resumes_exactly_across_epochs() -> None:
 
 def test_weights_repeat_samples() -> None:
     data = stream([sample(0, 9, 1, weight=3.0), sample(0, 8, 1, weight=0.0)])
-    ids = [int(p.ids[1]) for row in data.epoch_rows(0) for p in row]
+    ids = [int(p.ids[1]) for row in data.window_rows(0) for p in row]
     assert ids == [9, 9, 9]
 
 
@@ -124,8 +124,25 @@ def test_fingerprint_follows_the_data() -> None:
     assert stream([sample(0, 1)]).fingerprint() != stream([sample(0, 2)]).fingerprint()
 
 
-def test_split_keeps_equal_samples_on_one_side() -> None:
-    samples = [sample(0, n % 10, 1) for n in range(40)]
-    kept, aside = split(samples, 0.2, seed=3)
-    assert len(aside) == 8 and len(kept) == 32
-    assert not {s.ids.tobytes() for s in kept} & {s.ids.tobytes() for s in aside}
+def test_windows_cover_an_epoch_and_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed four samples at a time: every sample once an epoch, in another order each, and resumable."""
+    monkeypatch.setattr("fourfold.train.data.WINDOW", 4)
+    samples = [sample(0, 10 + n, 1) for n in range(10)]
+    data = stream(samples, batch_size=1)
+    epochs = [
+        [
+            int(p.ids[1])
+            for window in range(3 * epoch, 3 * epoch + 3)
+            for row in data.window_rows(window)
+            for p in row
+        ]
+        for epoch in range(2)
+    ]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10, 20))] * 2 and epochs[0] != epochs[1]
+    whole, cut_off = stream(samples), stream(samples)
+    expected = [whole.next().ids for _ in range(7)]
+    for _ in range(3):
+        cut_off.next()
+    resumed = stream(samples)
+    resumed.position = cut_off.position
+    assert all(torch.equal(resumed.next().ids, wanted) for wanted in expected[3:])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fourfold.kernels import reference
+from fourfold.kernels.formats import Rounding
 from fourfold.train.fused import Fused
 from fourfold.train.sinkhorn import Sinkhorn
 
@@ -50,10 +51,18 @@ def test_sinkhorn() -> None:
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_hyper_connections(n: int) -> None:
     streams, width = random(2, 5, n, 8), (2 + n) * n
-    inputs = (streams, random(width, n * 8), random(3), random(width))
+    entry = (random(width, n * 8), random(3), random(width), random(8))
     options = {"iters": 20, "norm_eps": 1e-6, "eps": 1e-6}
-    same(FUSED["hc_pre"], reference.hc_pre, *inputs, **options)
-    same(FUSED["hc_post"], reference.hc_post, random(2, 5, 8), streams, random(2, 5, n), random(2, 5, n, n))
+    way_out = (random(2, 5, 8), streams, random(2, 5, n), random(2, 5, n, n))
+
+    def taken_apart(function: Callable[..., object]) -> Callable[..., object]:
+        """`same` differentiates by tensors, so the entry comes last, tensor by tensor."""
+        return lambda *inputs, **options: function(*inputs[:-4], inputs[-4:], **options)
+
+    for name, inputs in (("hc_input", (streams,)), ("hc_next", way_out)):
+        ours, theirs = taken_apart(FUSED[name]), taken_apart(getattr(reference, name))
+        same(ours, theirs, *inputs, *entry, **options)
+    same(FUSED["hc_post"], reference.hc_post, *way_out)
     head = (streams, random(n, n * 8), random(1), random(n))
     same(FUSED["hc_head"], reference.hc_head, *head, norm_eps=1e-6, eps=1e-6)
 
@@ -64,6 +73,14 @@ def test_experts() -> None:
     indices[:, 1] = (indices[:, 0] + 1) % 5
     matrices = (random(6, 16, 8), None, random(6, 16, 8), None, random(6, 8, 16), None)
     same(FUSED["experts"], reference.experts, random(13, 8), indices, random(13, 2), *matrices, 3.0, False)
+
+
+def test_shared_expert() -> None:
+    def taken_apart(function: Callable[..., object]) -> Callable[..., object]:
+        return lambda x, *weights: function(x, tuple((w, None) for w in weights), 3.0, Rounding.NONE)
+
+    ours, theirs = taken_apart(FUSED["shared_expert"]), taken_apart(reference.shared_expert)
+    same(ours, theirs, random(13, 8), random(16, 8), random(16, 8), random(8, 16))
 
 
 @pytest.mark.parametrize("inverse", [False, True])
