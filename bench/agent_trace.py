@@ -38,12 +38,13 @@ from torch import Tensor
 
 import fourfold
 from bench.agent_session import Session, Turn
-from bench.gemv import commit, processor
+from bench.gemv import commit
 from bench.speculation import stories
 from fourfold import Engine, EngineConfig, Request, Sampling
 from fourfold.bench.peers_transformers import Transformers
 from fourfold.engine import work
 from fourfold.kernels import cpu
+from fourfold.kernels.cpu.processor import processor
 from fourfold.model.transformer import Transformer
 
 

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 import fourfold
-from bench.gemv import commit, processor
+from bench.gemv import commit
 from fourfold.calibration import calibrate
 from fourfold.conformance.logits import kl_divergence
+from fourfold.kernels.cpu.processor import processor
 from fourfold.train.config import FileSection
 from fourfold.train.corpus import Encoder, Sample, read_samples
 from fourfold.train.sources import read_records

@@ -24,9 +24,10 @@ import torch
 
 import fourfold
 from bench.conversion import held_out as documents
-from bench.gemv import commit, processor
+from bench.gemv import commit
 from fourfold.config import ModelConfig
 from fourfold.kernels import cpu
+from fourfold.kernels.cpu.processor import processor
 from fourfold.model.transformer import Transformer
 from fourfold.tiers import TieredExperts
 from fourfold.tiers.counts import Counts

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 
 from fourfold.kernels import cpu, reference
+from fourfold.kernels.cpu.processor import processor
 from fourfold.kernels.formats import Rounding
 
 _COLD_BYTES = 192 << 20
@@ -93,16 +93,6 @@ def contestants(rows: int, columns: int) -> dict[str, Callable[[], float]]:
     token = x[1].to(torch.bfloat16)
     found["bf16 torch, rows of x: 1"] = partial(rate, partial(torch.nn.functional.linear, token), half)
     return found
-
-
-def processor() -> str:
-    """The processor's own name, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def commit() -> str:

@@ -32,11 +32,12 @@ import torch
 from torch import Tensor
 
 import fourfold
-from bench.gemv import commit, processor
+from bench.gemv import commit
 from fourfold import kernels
 from fourfold.conformance.logits import Distance, distance
 from fourfold.conformance.passage import passage_ids
 from fourfold.kernels import cpu, reference
+from fourfold.kernels.cpu.processor import processor
 from fourfold.kernels.formats import Rounding, is_integer, round_input, to_int8
 
 Round = Callable[[Tensor], Tensor]

@@ -35,11 +35,12 @@ from torch import Tensor
 
 import fourfold
 from bench.agent_trace import lengthened
-from bench.gemv import commit, processor
+from bench.gemv import commit
 from bench.speculation import text_ids
 from fourfold import Engine, EngineConfig, Request, Sampling
 from fourfold.engine import work
 from fourfold.kernels import cpu
+from fourfold.kernels.cpu.processor import processor
 from fourfold.model.paged import PagedCache
 from fourfold.model.paged_layout import Span
 from fourfold.model.transformer import Transformer

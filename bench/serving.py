@@ -27,11 +27,12 @@ from typing import Any
 import torch
 
 import fourfold
-from bench.gemv import commit, processor
+from bench.gemv import commit
 from bench.served import Client, Served, cpu_seconds
 from bench.speculation import stories
 from fourfold import Engine, EngineConfig, Request, Sampling
 from fourfold.kernels import cpu
+from fourfold.kernels.cpu.processor import processor
 
 MEMORY = "600MiB"
 

@@ -28,11 +28,12 @@ from typing import Any
 import torch
 
 import fourfold
-from bench.gemv import commit, processor
+from bench.gemv import commit
 from fourfold import Engine, EngineConfig, Request, Sampling
 from fourfold.engine.config import Draft
 from fourfold.engine.limits import Counters
 from fourfold.kernels import cpu
+from fourfold.kernels.cpu.processor import processor
 from fourfold.model.transformer import Transformer
 
 CORPUS = Path(__file__).parent.parent / "models" / "corpus" / "heldout.jsonl.xz"

@@ -27,9 +27,10 @@ import numpy as np
 import torch
 
 import fourfold
-from bench.gemv import commit, processor
+from bench.gemv import commit
 from fourfold.config import ModelConfig
 from fourfold.kernels import cpu
+from fourfold.kernels.cpu.processor import processor
 from fourfold.tiers.copy import copied
 from fourfold.tiers.files import WatchedFile
 from fourfold.tiers.reader import READERS, aligned_bytes, buffer_bytes

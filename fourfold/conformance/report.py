@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fourfold.kernels import ascend
+from fourfold.kernels.cpu.processor import processor
 
 _LONGEST = 400  # characters of an error
 
@@ -153,12 +154,4 @@ def _accelerator(device: str) -> str:
 
 def _processor() -> str:
     """Name of the CPU and the number of its cores that we may use."""
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            name = next(
-                (line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name
-            )
-    except OSError:  # not Linux
-        pass
-    return f"{name}, {os.cpu_count()} cores"
+    return f"{processor()}, {os.cpu_count()} cores"

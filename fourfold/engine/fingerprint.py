@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fourfold import kernels
 from fourfold.kernels import cpu
+from fourfold.kernels.cpu.processor import processor
 from fourfold.model.transformer import Transformer
 from fourfold.tiers.store import TieredExperts
 
@@ -110,5 +111,7 @@ def _code() -> str:
 
 
 def _chip(device: torch.device) -> str:
+    """Names of the processor, whose torch may choose other kernels than a sibling's, and of the device."""
     name = getattr(torch.get_device_module(device), "get_device_name", None)
-    return device.type if name is None else f"{device.type} {name(device)}"
+    host = f"{device.type} {processor()}"
+    return host if device.type == "cpu" or name is None else f"{host} {name(device)}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ import torch
 from fourfold.errors import RequestError
 from fourfold.kernels import cpu
 from fourfold.kernels.cpu import nodes
+from fourfold.kernels.cpu.processor import processor
 from fourfold.plan.tables import Figure, Hardware
 
 _SMALLEST_PROBE = 256 << 20
@@ -128,17 +128,6 @@ def _last_cache() -> int:
         if text.endswith("K") and text[:-1].isdecimal():
             sizes.append(int(text[:-1]) << 10)
     return max(sizes)
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def disk_read_rate(path: Path, block: int) -> float:
