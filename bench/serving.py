@@ -3,11 +3,11 @@
     python -m bench.serving [--streams 8] [--tokens 400] [--rounds 5] [--threads 1] [--out results.json]
 
 An engine in a process of its own takes the requests directly, and its tokens as they come (`Engine.step`);
-then a server gets the same as chat completions, all at once, streamed to one client that reads sockets and
-does not look at what it reads.  Both are there all the time and take turns.  Time counts from the first
-request to the last token, prompts included, each round with other prompts.  `kept` is the server's tokens a
-second over the engine's, its median that of the rounds.  CPU time a token: of the engine's process, of the
-server's and of the client, which share the machine's cores with each other.
+then a server gets the same as chat completions, all at once, streamed to one client that reads sockets every
+20 ms and does not look at what it reads.  Both are there all the time and take turns.  Time counts from the
+first request to the last token, prompts included, each round with other prompts.  `kept` is the server's
+tokens a second over the engine's, its median that of the rounds.  CPU time a token: of the engine's process,
+of the server's and of the client, which share the machine's cores with each other.
 """
 
 from __future__ import annotations
