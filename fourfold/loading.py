@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from fourfold import kernels
 from fourfold.config import ModelConfig
 from fourfold.errors import RequestError
+from fourfold.model.adapters import Adapter, LowRank
 from fourfold.model.numerics import Kv
 from fourfold.model.transformer import Transformer
 from fourfold.tiers import Plan, TieredExperts, plan, plan_beside
@@ -18,6 +19,7 @@ from fourfold.tiers.counts import ExpertCounts
 from fourfold.tiers.files import say
 from fourfold.tiers.split import busiest, held_items
 from fourfold.tokenizer import Tokenizer
+from fourfold.weights.adapter import base_fingerprint, read_adapter
 from fourfold.weights.hub import resolve
 from fourfold.weights.load import Item, checkpoint_items, read_items
 
@@ -63,6 +65,7 @@ def load(
     config = ModelConfig.from_file(folder / "config.json")
     with torch.device("meta"):
         model = Transformer(config, numerics, kv)
+    model.folder = folder
     if (folder / "tokenizer.json").exists():
         model.tokenizer = Tokenizer(folder)
     items = checkpoint_items(folder, config)
@@ -79,6 +82,36 @@ def load(
     if tiers is not None and counts is not None:
         model.tiers = _tiered(model, tiers, expert_copy, items, counts)
     return model.eval()
+
+
+def load_adapters(model: Transformer, folders: Mapping[str, str | Path]) -> dict[str, Adapter]:
+    """Adapters for a loaded model, by name, on its device.
+
+    CheckpointError: one is malformed, or was made for another base.  RequestError: the model was not loaded
+    from a folder, or an accelerator shares its experts, which have adapters, with the CPU.
+    """
+    if not folders:
+        return {}
+    if model.folder is None:
+        raise RequestError("adapters need a base that fourfold.load has read, to know that it is theirs")
+    base = base_fingerprint(model.folder)
+    found = {}
+    for name, folder in folders.items():
+        stored = read_adapter(Path(folder), model.config, base)
+        if (
+            model.tiers is not None
+            and model.device.type != "cpu"
+            and any(".experts." in m for m in stored.matrices)
+        ):
+            raise RequestError(
+                f"adapter {name!r} is of experts, which lie on two devices; allowed: adapters of attention"
+            )
+        matrices = {
+            f"{module}.weight": LowRank(a.to(model.device), b.to(model.device), stored.scale)
+            for module, (a, b) in stored.matrices.items()
+        }
+        found[name] = Adapter(matrices, stored.digest)
+    return found
 
 
 def _free_memory(device: torch.device) -> int | None:

@@ -21,8 +21,8 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 COMMANDS = (
-    "chat", "generate", "serve", "inspect", "plan", "bench", "verify", "export", "synth", "train", "distil",
-    "eval", "kernels",
+    "chat", "generate", "serve", "inspect", "plan", "bench", "verify", "export", "merge", "synth", "train",
+    "distil", "eval", "kernels",
 )  # fmt: skip
 
 SECTION = r"\d(?:\.\d+)+(?:, eq\. \d+(?:-\d+)?)?"

@@ -15,6 +15,7 @@ from fourfold.cli.export import export
 from fourfold.cli.generate import generate
 from fourfold.cli.inspect import inspect
 from fourfold.cli.kernels import kernels
+from fourfold.cli.merge import merge
 from fourfold.cli.plan import plan
 from fourfold.cli.serve import serve
 from fourfold.cli.synth import synth
@@ -31,7 +32,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (chat, generate, serve, inspect, plan, bench, verify, export, synth, train, distil, kernels):
+for command in (
+    chat, generate, serve, inspect, plan, bench, verify, export, merge, synth, train, distil, kernels,
+):  # fmt: skip
     app.command()(command)
 app.command("eval")(evaluate)
 

@@ -97,11 +97,16 @@ def _importance(src: str, text: Path) -> dict[str, Tensor]:
     return found.importance
 
 
+def kind_of(name: str) -> str:
+    """layers.3.ffn.experts.7.w1.weight -> ffn.experts.w1"""
+    return _OWNER.sub("", name)
+
+
 def _print(errors: Sequence[TensorError]) -> None:
     """One row a kind of matrix: its relative errors, with the search and without clipping."""
     kinds: dict[tuple[str, str], list[TensorError]] = defaultdict(list)
     for error in errors:
-        kinds[_OWNER.sub("", error.name), error.format].append(error)
+        kinds[kind_of(error.name), error.format].append(error)
     weighted = any(error.weighted is not None for error in errors)
     rows = []
     for (kind, fmt), members in kinds.items():

@@ -13,7 +13,7 @@ from fourfold.cli import DONE, FAILED, console, options
 from fourfold.cli.model import use_threads
 
 if TYPE_CHECKING:
-    from fourfold.plan import Hardware, Plan, Speed
+    from fourfold.plan import Hardware, LoraMemory, Plan, Speed
 
 _PREFIXES = ("", "K", "M", "G", "T")
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) ?([KMGT]?)(i?)B")
@@ -98,6 +98,23 @@ def plan(
     currency: Annotated[
         str, typer.Option(help="Of --electricity and --price; nothing is converted.")
     ] = "USD",
+    lora_rank: Annotated[
+        int | None,
+        typer.Option(help="Plan the training of an adapter of this rank instead of serving.", min=1),
+    ] = None,
+    lora_target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --lora-rank: matrices by name, with * and ?; may be repeated.",
+            show_default="*.attn.* and *.shared_experts.*",
+        ),
+    ] = None,
+    lora_tokens: Annotated[
+        int, typer.Option(help="With --lora-rank: tokens of the one row that a step computes at once.", min=1)
+    ] = 2048,
+    lora_recompute: Annotated[
+        bool, typer.Option("--lora-recompute", help="With --lora-rank: as run.recompute.")
+    ] = False,
     threads: options.Threads = 0,
     json: options.Json = False,
 ) -> int:
@@ -109,6 +126,16 @@ def plan(
     """
     from fourfold import plan as planning
 
+    if lora_rank is not None:
+        memory = planning.lora_memory(
+            planning.find_model(model, format),
+            lora_target,
+            rank=lora_rank,
+            rows=1,
+            length=lora_tokens,
+            recompute=lora_recompute,
+        )
+        return _print_lora(model, memory, ram, json)
     if power is not None and electricity is None:
         raise typer.BadParameter("--power needs --electricity, the price of a kWh")
     use_threads(threads)
@@ -143,6 +170,25 @@ def plan(
         f"use {found.placement.advice}"
     )
     return FAILED
+
+
+def _print_lora(model: str, memory: LoraMemory, ram: str | None, json: bool) -> int:
+    """The memory of a training run, and whether there is so much."""
+    from fourfold.tiers.memory import free_ram
+
+    room = free_ram() if ram is None else int(_bytes(ram) or 0)
+    fits = room is None or memory.total <= room
+    if json:
+        console.document({"model": model, **memory.to_json(), "ram": room, "fits": fits})
+    else:
+        parts = ("base", "adapter", "activations", "work", "total")
+        rows = [(name, console.size(getattr(memory, name))) for name in parts]
+        known = [] if room is None else [("RAM", console.size(room))]
+        count = ("parameters", console.amount(memory.parameters))
+        console.table(f"Training an adapter of {model}", ("", ""), [count, *rows, *known])
+    if not fits:
+        console.note(f"{model} does not fit: needs {console.size(memory.total - (room or 0))} more")
+    return DONE if fits else FAILED
 
 
 def _hardware(name: str) -> Hardware:

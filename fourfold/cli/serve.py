@@ -24,6 +24,13 @@ from fourfold.weights.hub import resolve
 KEYS_VARIABLE = "FOURFOLD_API_KEYS"
 
 
+def _named(texts: list[str] | None) -> list[str] | None:
+    for text in texts or ():
+        if not all(text.partition("=")):
+            raise typer.BadParameter(f"{text} is not of the form NAME=DIR")
+    return texts
+
+
 def serve(
     model: Annotated[
         str | None, typer.Argument(help="Checkpoint folder or repo id.", show_default="the shipped model")
@@ -34,6 +41,14 @@ def serve(
         str | None, typer.Option(help="What requests call the model.", show_default="its folder's name")
     ] = None,
     alias: Annotated[list[str] | None, typer.Option(help="Another name for it; may be repeated.")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR",
+            callback=_named,
+            help="A low-rank adapter of the model, for requests of MODEL:NAME; may be repeated.",
+        ),
+    ] = None,
     api_key: Annotated[
         list[str] | None,
         typer.Option(
@@ -115,10 +130,12 @@ def serve(
             f"host is {host}, which others reach, and there is no key; add --api-key KEY, or --insecure if "
             "something in front of it lets nobody in"
         )
+    adapters = dict(one.split("=", 1) for one in adapter or ())
     own = model_name(model)
     config = ServerConfig(
         name=name or own,
         aliases=tuple(alias or ()),
+        adapters=tuple(adapters),
         format=prompt_format or format_of(own),
         thinking=thinks_unasked(own) if think is None else think,
         keys=keys,
@@ -151,6 +168,7 @@ def serve(
             launch(
                 folder,
                 engine_config,
+                adapters,
                 device=device,
                 numerics=numerics,
                 threads=threads,

@@ -11,10 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fourfold.engine.adapters import Adapters, digest_of
 from fourfold.engine.answer import Answer, Choice, Chunk
 from fourfold.engine.chooser import Chooser
 from fourfold.engine.config import EngineConfig, draft_shape, free_memory
@@ -30,6 +32,7 @@ from fourfold.engine.scheduler import Scheduler
 from fourfold.engine.speculative import Speculator
 from fourfold.engine.work import Work
 from fourfold.errors import RequestError
+from fourfold.loading import load_adapters
 from fourfold.model.transformer import Transformer
 from fourfold.tokenizer import Tokenizer
 
@@ -62,12 +65,18 @@ class Engine:
     """Serves requests of one model from one cache; any number of threads and tasks may ask at once.
 
     A step runs when somebody waits for a chunk, and one more after it, on a thread of the engine's own, so
-    that no interruption can tear it.  tokenizer: the model's own unless given.  RequestError: there is none.
-    ConfigError: the memory is too small.
+    that no interruption can tear it.  tokenizer: the model's own unless given.  adapters: folders of low-rank
+    adapters of this model, by the names that requests call them.  RequestError: there is no tokenizer.
+    ConfigError: the memory is too small.  CheckpointError: an adapter is malformed, or another model's.
     """
 
     def __init__(
-        self, model: Transformer, config: EngineConfig | None = None, *, tokenizer: Tokenizer | None = None
+        self,
+        model: Transformer,
+        config: EngineConfig | None = None,
+        *,
+        tokenizer: Tokenizer | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
     ) -> None:
         found = tokenizer or model.tokenizer
         if found is None:
@@ -75,6 +84,7 @@ class Engine:
         self.model = model
         self.tokenizer: Tokenizer = found
         self.config = config or EngineConfig()
+        self._adapters = Adapters(model, load_adapters(model, adapters or {}))
         limits = self.config.limits(
             model.cache_shape,
             model.config,
@@ -83,7 +93,7 @@ class Engine:
         )
         disk = self.config.disk_cache(model)
         self._scheduler = Scheduler(limits, None if disk is None else disk.longest)
-        self._runner = Runner(model, limits, disk)
+        self._runner = Runner(model, limits, disk, self._adapters)
         self._speculator: Speculator | None = None
         if self.config.draft != "none":
             self._speculator = Speculator(model, limits, mtp=self.config.draft == "mtp")
@@ -239,6 +249,7 @@ class Engine:
     def _prepare(self, request: Request, said: Sequence[Sequence[int]] = ()) -> tuple[Answer, list[Work]]:
         """An answer with these tokens, and what computes each of its choices.  RequestError: as `submit`."""
         config = self.model.config
+        request = replace(request, adapter=self._adapters.pinned(request.adapter))
         ids = prompt_ids(request.prompt, self.tokenizer, config)
         check_ids(request, config)
         limit = self._limit(len(ids), request.max_tokens)
@@ -255,11 +266,15 @@ class Engine:
     def _work(self, answer: Answer, choice: Choice) -> Work:
         """What computes one choice."""
         ids, request = answer.prompt_ids, answer.request
+        adapter = digest_of(request.adapter)
+        # What an adapter has computed is of no use to others, in memory or on disk.
+        scope = f"{request.scope}\n{adapter}" if adapter else request.scope
         job = Job(
-            TokenIds(ids, self._scheduler.limits.block_tokens, request.scope),
+            TokenIds(ids, self._scheduler.limits.block_tokens, scope),
             priority=request.priority,
             boundaries=boundaries(ids, self._special),
             scored_tokens=len(ids) if request.prompt_logprobs is not None and choice.index == 0 else 0,
+            adapter=adapter,
         )
         chooser = Chooser(
             choice.sampling,

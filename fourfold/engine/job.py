@@ -31,12 +31,14 @@ class Job:
     scored_tokens: the logits of so many first tokens are wanted, too, so that none of them may be left out.
     cached: tokens that it did not have to compute when it first started.
     drafts: guesses of what follows its last known token, for the next step it takes part in.
+    adapter: digest of the adapter that its tokens are computed with; "" is none.
     """
 
     tokens: TokenIds
     priority: int = 0
     boundaries: set[int] = field(default_factory=set)
     scored_tokens: int = 0
+    adapter: str = ""
     number: int = 0
     phase: Phase = Phase.WAITING
     computed: int = 0

@@ -8,6 +8,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 import torch
 from torch import Tensor
 
+from fourfold import kernels
+from fourfold.engine.adapters import Adapters
 from fourfold.engine.disk import DiskCache
 from fourfold.engine.job import Action, Discard, Job, Keep, Load, Restart, Resume, Save, Share
 from fourfold.engine.limits import Limits
@@ -26,9 +28,16 @@ class Runner:
     disk: where snapshots are kept, too, and states come from that the scheduler has loaded.
     """
 
-    def __init__(self, model: Transformer, limits: Limits, disk: DiskCache | None = None) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        limits: Limits,
+        disk: DiskCache | None = None,
+        adapters: Adapters | None = None,
+    ) -> None:
         self.model = model
         self.disk = disk
+        self._adapters = adapters or Adapters(model, {})
         self.cache = model.new_paged_cache(
             slots=limits.running + limits.snapshots, blocks=limits.blocks, call_tokens=limits.step_tokens
         )
@@ -101,10 +110,12 @@ class Runner:
                 wanted.append(share)
                 places += range(len(known) - 1, len(known) + len(share.drafts))
             known += share.drafts
-        ids = torch.tensor(known)
-        found = self._decode.compute(spans, ids) if len(wanted) == len(known) and not scored else None
+        ids, operations = torch.tensor(known), self._adapters.operations(shares)
+        found = None
+        if operations is kernels and len(wanted) == len(known) and not scored:
+            found = self._decode.compute(spans, ids)
         if found is None:
-            self.streams = streams = self.model.paged_streams(ids, spans, self.cache)
+            self.streams = streams = self.model.paged_streams(ids, spans, self.cache, operations)
             for share, start in scored:
                 for part in range(0, share.new, _SCORED):
                     rows = streams[:, start + part : start + min(part + _SCORED, share.new)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fourfold import kernels
 from fourfold.config import ModelConfig
 from fourfold.kernels.composed import (
     CompressorWeights,
@@ -67,10 +66,11 @@ class Attention(Noted):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """streams [B, T, n, D] and what `inputs` gave -> the output [B, T, D], and post and comb for its way
         back."""
-        x, post, comb, qr, q, kv, *rows = kernels.attention_inputs(streams, *inputs, **mixing)
+        ops = batch.operations
+        x, post, comb, qr, q, kv, *rows = ops.attention_inputs(streams, *inputs, **mixing)
         window = memory.window.extend(self.numerics.kv(kv, self.rope_width))
         entries, chosen = self._compressed(x, qr, rows, batch, memory)
-        y = kernels.attention(q, *self._seen(window, entries, chosen, batch))
+        y = ops.attention(q, *self._seen(window, entries, chosen, batch))
         return y, post, comb
 
     def inputs(self, entry: StreamEntry, batch: ForwardBatch) -> InputArguments:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from fourfold import kernels
 from fourfold.model.layout import Layout
 from fourfold.model.paged_fixed import FixedLayout
 from fourfold.model.paged_layout import PagedLayout
@@ -23,14 +25,20 @@ class Routing:
 class ForwardBatch:
     """One call: where its tokens lie, their ids, and angles shared by all layers of a kind.
 
-    frequencies: [R/2] f32 of sliding-window layers and of compressed layers.
+    frequencies: [R/2] f32 of sliding-window layers and of compressed layers.  operations: what runs
+    the blocks': the contract, or AdaptedOperations where tokens have adapters.
     """
 
     def __init__(
-        self, layout: Layout | PagedLayout | FixedLayout, ids: Tensor, frequencies: tuple[Tensor, Tensor]
+        self,
+        layout: Layout | PagedLayout | FixedLayout,
+        ids: Tensor,
+        frequencies: tuple[Tensor, Tensor],
+        operations: Any = kernels,
     ) -> None:
         self.layout = layout
         self.ids = ids
+        self.operations = operations
         self._frequencies = frequencies
         self._angles: dict[object, tuple[Tensor, Tensor]] = {}
         self.routing: list[Routing] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,9 +85,9 @@ class Experts(nn.Module):
         w1, w3, w2 = self._matrices
         return w1.stored, w3.stored, w2.stored
 
-    def forward(self, asked: Asked) -> Tensor:
+    def forward(self, asked: Asked, operations: Any = kernels) -> Tensor:
         """-> [N, D] f32."""
-        y = self.added(asked, self.stored, self.source.passes(asked.indices))
+        y = self.added(asked, self.stored, self.source.passes(asked.indices), operations)
         others = None if asked.others is None else self.source.elsewhere(asked.others)
         if y is None or others is None:
             y = others if y is None else y
@@ -94,14 +95,23 @@ class Experts(nn.Module):
             return y
         return y + others
 
-    def added(self, asked: Asked, stacks: ExpertWeights, passes: Iterable[Tensor | None]) -> Tensor | None:
+    def added(
+        self,
+        asked: Asked,
+        stacks: ExpertWeights,
+        passes: Iterable[Tensor | None],
+        operations: Any = kernels,
+    ) -> Tensor | None:
         """What the experts in these stacks add [N, D] f32, pass by pass; None if there is none."""
         (w1, s1), (w3, s3), (w2, s2) = stacks
         rounding = self.numerics.input_of(w1, s1)
         x, indices, weights = asked.x, asked.indices, asked.weights
+        experts = kernels.experts
+        if operations is not kernels:
+            experts = partial(operations.experts_of, self._matrices)
         y = None
         for places in passes:
-            y = kernels.experts(x, indices, weights, w1, s1, w3, s3, w2, s2, self.limit, rounding, places, y)
+            y = experts(x, indices, weights, w1, s1, w3, s3, w2, s2, self.limit, rounding, places, y)
         return y
 
 
@@ -123,9 +133,10 @@ class SharedExpert(nn.Module):
         w1, w3, w2 = self._matrices
         return w1.stored, w3.stored, w2.stored
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, operations: Any = kernels) -> Tensor:
         """x [N, D] -> [N, D] f32."""
-        return kernels.shared_expert(x, self.stored, self.limit, self.w1.rounding)
+        y: Tensor = operations.shared_expert(x, self.stored, self.limit, self.w1.rounding)
+        return y
 
 
 class MoE(nn.Module):
@@ -173,6 +184,7 @@ class MoE(nn.Module):
         if self.training and not self.gate.hashed:
             batch.routing.append(Routing(scores, indices))
         asked = self.experts.source.chosen(Asked(flat, indices, weights))
-        shared = self.shared_experts(flat)  # while routed ones that are not in RAM are on their way
-        y = self.experts(asked) + shared
+        # While routed ones that are not in RAM are on their way:
+        shared = self.shared_experts(flat, batch.operations)
+        y = self.experts(asked, batch.operations) + shared
         return y.to(x.dtype).view_as(x)

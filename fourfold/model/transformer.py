@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,8 @@ class Transformer(HeadCollapse):
         self.tokenizer: Tokenizer | None = None
         self.tiers: Tiers | None = None
         """What streams the routed experts, where RAM does not hold them all."""
+        self.folder: Path | None = None
+        """Of the checkpoint that its weights were loaded from."""
         width = config.hidden_size
         self.embed = nn.Embedding(
             config.vocab_size, width, _weight=torch.randn(config.vocab_size, width) * INIT_STD
@@ -154,16 +157,16 @@ class Transformer(HeadCollapse):
         return output
 
     def hidden(
-        self, ids: Tensor, segments: Tensor, *, mtp: bool = False
+        self, ids: Tensor, segments: Tensor, *, mtp: bool = False, operations: Any = kernels
     ) -> tuple[Tensor, Tensor | None, tuple[Routing, ...]]:
         """What the head turns into logits, for losses that never hold all logits of a batch.
 
         ids, segments [B, T] int64 as in `forward`; returns hidden [B, T, D], the same of the MTP block (it
         guesses the token after the next; undefined at the last token of a sample) or None, and the routing
-        when training.
+        when training.  operations: AdaptedOperations, where an adapter is trained.
         """
         layout = Layout(packed_rows(segments), self.config.sliding_window, ids.device)
-        batch = self._batch(layout, ids)
+        batch = self._batch(layout, ids, operations)
         streams = self._through(ids, batch, fresh_layers(self.config))
         guess = None
         if mtp:
@@ -181,13 +184,18 @@ class Transformer(HeadCollapse):
         return self.logits(self.paged_streams(ids, spans, cache)[:, wanted])[0]
 
     @torch.no_grad()
-    def paged_streams(self, ids: Tensor, spans: Sequence[Span], cache: PagedCache) -> Tensor:
-        """The same up to the residual streams after the last block, [1, N, M, D], for `logits`."""
+    def paged_streams(
+        self, ids: Tensor, spans: Sequence[Span], cache: PagedCache, operations: Any = kernels
+    ) -> Tensor:
+        """The same up to the residual streams after the last block, [1, N, M, D], for `logits`.
+
+        operations: AdaptedOperations, where some of these tokens have adapters.
+        """
         self._check_owner(cache)
         self._check_ids(ids[None], max(span.end for span in spans) - len(ids))
         layout = cache.begin(spans)
         ids = ids.to(self.device)
-        return self._through(ids[None], self._batch(layout, ids[None]), cache.layers)
+        return self._through(ids[None], self._batch(layout, ids[None], operations), cache.layers)
 
     @torch.no_grad()
     def logits(self, streams: Tensor) -> Tensor:
@@ -279,10 +287,12 @@ class Transformer(HeadCollapse):
         kept = tuple(states) if hidden_states else None
         return Output(logits, guesses, kept, tuple(batch.routing))
 
-    def _batch(self, layout: Layout | PagedLayout | FixedLayout, ids: Tensor) -> ForwardBatch:
+    def _batch(
+        self, layout: Layout | PagedLayout | FixedLayout, ids: Tensor, operations: Any = kernels
+    ) -> ForwardBatch:
         if self._frequencies[0].device != ids.device:
             self._frequencies = (self._frequencies[0].to(ids.device), self._frequencies[1].to(ids.device))
-        return ForwardBatch(layout, ids, self._frequencies)
+        return ForwardBatch(layout, ids, self._frequencies, operations)
 
     def _embed(self, ids: Tensor) -> Tensor:
         """[B, T] -> the n equal residual streams [B, T, n, D]."""

@@ -2,6 +2,7 @@
 
 from fourfold.plan.cost import Cost, Tariff
 from fourfold.plan.demand import Demand
+from fourfold.plan.lora import LoraMemory, lora_memory
 from fourfold.plan.measure import NativeProbe, Probe, TorchProbe, disk_read_rate, measure_here
 from fourfold.plan.placement import Machine, PlacedPart, Placement
 from fourfold.plan.planner import CONVERTED, Plan, check, find_model, plan
@@ -25,6 +26,7 @@ __all__ = [
     "Figure",
     "Hardware",
     "HostedPrice",
+    "LoraMemory",
     "Machine",
     "NativeProbe",
     "PlacedPart",
@@ -41,6 +43,7 @@ __all__ = [
     "find_model",
     "hardware_names",
     "listed_hardware",
+    "lora_memory",
     "measure_here",
     "plan",
 ]

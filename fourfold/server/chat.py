@@ -188,6 +188,7 @@ class ChatRequest(SamplingFields):
             stop_tokens=self.stop_token_ids or (),
             ignore_eos=bool(self.ignore_eos),
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            adapter=server.config.adapter_of(self.model),
             constraint=constraint_of(server, turn),
         )
 

@@ -112,6 +112,7 @@ class CompletionRequest(SamplingFields):
             ignore_eos=bool(self.ignore_eos),
             logprobs=self.logprobs,
             prompt_logprobs=self.logprobs if self.echo else None,
+            adapter=server.config.adapter_of(self.model),
         )
 
 

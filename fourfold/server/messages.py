@@ -147,6 +147,7 @@ class MessagesRequest(Conversation, SamplingFields):
             prompt=turn.prompt.encode(server.engine.tokenizer),
             max_tokens=self.max_tokens,
             sampling=self.sampling(server),
+            adapter=server.config.adapter_of(self.model),
             constraint=constraint_of(server, turn),
         )
 

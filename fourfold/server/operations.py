@@ -18,7 +18,7 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/v1/models", response_model=None)
 async def models(request: Request) -> Response:
-    """The model and its other names."""
+    """The model, its other names, and its adapters."""
     server = server_of(request)
     return Document({"object": "list", "data": [_model(server, name) for name in server.config.names]})
 
@@ -32,12 +32,15 @@ async def model(name: str, request: Request) -> Response:
 
 
 def _model(server: Server, name: str) -> dict[str, Any]:
+    base = server.config.name
+    parent = {"parent": base} if server.config.adapter_of(name) else {}
     return {
         "id": name,
         "object": "model",
         "created": server.started,
         "owned_by": "fourfold",
-        "root": server.config.name,
+        "root": base,
+        **parent,
         "max_model_len": server.model.max_position_embeddings,
     }
 

@@ -162,6 +162,7 @@ class ResponsesRequest(SamplingFields):
             prompt=turn.prompt.encode(server.engine.tokenizer),
             max_tokens=self.max_output_tokens,
             sampling=self.sampling(server),
+            adapter=server.config.adapter_of(self.model),
             constraint=constraint_of(server, turn),
         )
 

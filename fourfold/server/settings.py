@@ -16,7 +16,8 @@ CacheScope = Literal["key", "global"]
 class ServerConfig:
     """How one model is served.  ConfigError names a value that is not allowed.
 
-    name: of the model; aliases: other names that it answers to.  format: of prompts.  thinking: whether a
+    name: of the model; aliases: other names that it answers to; adapters: of the engine, which requests name
+    behind the model's name and a colon.  format: of prompts.  thinking: whether a
     request that does not say wants reasoning.  sampling: where a request says nothing.
     keys: what clients must send, if there are any; cache_scope: whether those of one key find prefixes that
     another has computed, which one could notice by the time that they take.
@@ -31,6 +32,7 @@ class ServerConfig:
 
     name: str
     aliases: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     format: PromptFormat = "preview"
     thinking: bool = False
     sampling: Sampling = field(default_factory=Sampling)
@@ -74,4 +76,11 @@ class ServerConfig:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (self.name, *self.aliases)
+        """All that requests may call a model."""
+        own = (self.name, *self.aliases)
+        return (*own, *(f"{name}:{adapter}" for name in own for adapter in self.adapters))
+
+    def adapter_of(self, name: str) -> str:
+        """Which adapter one of `names` stands for; "" for none."""
+        own = {f"{base}:{one}": one for base in (self.name, *self.aliases) for one in self.adapters}
+        return own.get(name, "")

@@ -7,13 +7,14 @@ documented here is refused by name, because a misspelt `wieght_decay` must not t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fourfold.errors import ConfigError
 from fourfold.protocol import PromptFormat
 from fourfold.train.strict import build, read_toml
+from fourfold.weights.adapter import LORA_TARGETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +22,15 @@ class ModelSection:
     """[model]: what is trained.
 
     kind: "v4", the architecture this package is about, or "dense", a plain transformer as a yardstick.
-    config: path of the config.json (for "dense": of the V4 model it is to be compared with).
+    config: path of the config.json (for "dense": of the V4 model it is to be compared with); needed unless
+        lora.base is given.
     init_from: a run's checkpoint folder or an exported checkpoint to start from; "" starts at random.
     seed: of the random initialisation.
     init_std: standard deviation of random matrices; residual outputs are scaled down by depth.
     """
 
     kind: str = "v4"
-    config: str
+    config: str = ""
     init_from: str = ""
     seed: int = 0
     init_std: float = 0.02
@@ -166,6 +168,22 @@ class DistilSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraSection:
+    """[lora]: a low-rank adapter of a checkpoint is trained, and the checkpoint's own weights are not.
+
+    base: checkpoint folder or repository id, whose weights stay packed; "" trains whole weights.
+    rank, alpha: W becomes W + alpha / rank · B·A, A [rank, I] random and B [O, rank] zero at first.
+    targets: names of the matrices, with * and ?: layers.N.attn.wq_a, wq_b, wkv, wo_a or wo_b,
+        layers.N.ffn.shared_experts.w1, w2 or w3, layers.N.ffn.experts.w1 ... (all experts of a layer).
+    """
+
+    base: str = ""
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = LORA_TARGETS
+
+
+@dataclass(frozen=True, kw_only=True)
 class StabilitySection:
     """[stability]: Anticipatory Routing after a spike of the loss (see anticipation.py).
 
@@ -234,13 +252,14 @@ class RunSection:
 class TrainConfig:
     """The whole file; sections not written take their defaults."""
 
-    model: ModelSection
     data: DataSection
     run: RunSection
+    model: ModelSection = field(default_factory=ModelSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     loss: LossSection = field(default_factory=LossSection)
     distil: DistilSection = field(default_factory=DistilSection)
+    lora: LoraSection = field(default_factory=LoraSection)
     stability: StabilitySection = field(default_factory=StabilitySection)
     quantisation: QuantisationSection = field(default_factory=QuantisationSection)
 
@@ -296,9 +315,12 @@ POSITIVE = (
     "stability.hold",
     "loss.mtp_every",
     "loss.indexer_every",
+    "lora.rank",
     "run.keep",
     "run.log_every",
 )
+WHOLE = ("loss", "distil", "stability", "quantisation")
+"""Sections of what training an adapter has nothing of: its one loss is the next token's."""
 
 
 def _check(config: TrainConfig) -> None:
@@ -317,6 +339,7 @@ def _check(config: TrainConfig) -> None:
     for key in POSITIVE:
         if value(key) < 1:
             raise ConfigError(f"{key} is {value(key)}; it must be at least 1")
+    _check_lora(config)
     if config.distil.temperature <= 0 or config.distil.top_k < 0:
         raise ConfigError(
             f"distil.temperature is {config.distil.temperature:g} and distil.top_k {config.distil.top_k}; "
@@ -340,3 +363,26 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError(
             f"give either run.steps or run.seconds (now {config.run.steps} and {config.run.seconds:g})"
         )
+
+
+def _check_lora(config: TrainConfig) -> None:
+    lora = config.lora
+    if not lora.base:
+        if not config.model.config:
+            raise ConfigError("[model] lacks: config (or give lora.base, to train an adapter)")
+        return
+    if not lora.targets or not 0 < lora.alpha < float("inf"):
+        raise ConfigError(
+            f"lora.targets is {list(lora.targets)} and lora.alpha {lora.alpha:g}; allowed: at least one "
+            "target, and a number above 0"
+        )
+    if config.run.compile:
+        raise ConfigError("run.compile is true with lora.base; allowed: false")
+    if replace(config.model, seed=0) != ModelSection():
+        raise ConfigError(
+            "[model] is given with lora.base, whose own config.json counts; leave all but seed out"
+        )
+    for name in WHOLE:
+        section = getattr(config, name)
+        if section != type(section)():
+            raise ConfigError(f"[{name}] is given with lora.base, where it has no effect; leave it out")

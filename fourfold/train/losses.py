@@ -27,7 +27,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         low = weight.to(dtype)
         total = x.new_zeros((), dtype=torch.float32)
         grad_x = torch.empty_like(x, dtype=dtype)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for start in range(0, len(targets), CHUNK):
             target = targets[start : start + CHUNK].unsqueeze(-1)
             # Filled up with zeros: a product of a shape that oneDNN has not seen takes far longer.
@@ -41,20 +41,27 @@ class _HeadCrossEntropy(torch.autograd.Function):
                 minus_one = torch.full_like(own, -1, dtype=torch.float32)
                 logits.copy_(logp.exp_().scatter_add_(-1, own, minus_one))
             grad_x[start : start + CHUNK] = (grad @ low)[: len(target)]
-            grad_weight += grad.mT @ rows
+            if grad_weight is not None:
+                grad_weight += grad.mT @ rows
         ctx.save_for_backward(grad_x, grad_weight)
         return total
 
     @staticmethod
     def backward(ctx, upstream: Tensor):  # type: ignore[no-untyped-def]
         grad_x, grad_weight = ctx.saved_tensors
-        return grad_x.float() * upstream, grad_weight * upstream, None, None
+        return (
+            grad_x.float() * upstream,
+            None if grad_weight is None else grad_weight * upstream,
+            None,
+            None,
+        )
 
 
 def head_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
     """Mean next-token loss in nats over the positions that have a target, from the head's input.
 
-    hidden [B, T, D] floating, weight [V, D] f32, targets [B, T] int64 with IGNORE;  returns a scalar f32.
+    hidden [B, T, D] floating, weight [V, D] f32, or frozen in another type, targets [B, T] int64 with IGNORE;
+    returns a scalar f32.
     dtype: of the products; the softmax is in float32.  Positions without a target cost nothing.
     """
     wanted = targets.flatten() != IGNORE

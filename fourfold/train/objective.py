@@ -80,13 +80,12 @@ class Objective(Protocol):
 
 def build_objective(config: TrainConfig, tokenizer: Tokenizer, device: torch.device) -> Objective:
     """The objective of [model], initialised.  ConfigError: the tokenizer has ids that the model lacks."""
-    token_count = tokenizer.vocab_size
+    if config.lora.base:
+        from fourfold.train.lora import LoraObjective  # which is one of these
+
+        return LoraObjective(config, tokenizer, device)
     model_config = ModelConfig.from_file(config.model.config)
-    if token_count > model_config.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {token_count} ids, {config.model.config} a vocab_size of "
-            f"{model_config.vocab_size}; the vocabulary must hold every id"
-        )
+    check_vocabulary(tokenizer, model_config, config.model.config)
     torch.manual_seed(config.model.seed)
     if config.model.kind == "dense":
         return DenseObjective(config, model_config, device)
@@ -97,7 +96,16 @@ def build_objective(config: TrainConfig, tokenizer: Tokenizer, device: torch.dev
     return V4Objective(config, model_config, device)
 
 
-class _Common:
+def check_vocabulary(tokenizer: Tokenizer, model_config: ModelConfig, name: str) -> None:
+    """ConfigError: the tokenizer has ids that the model called `name` lacks."""
+    if tokenizer.vocab_size > model_config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, {name} a vocab_size of "
+            f"{model_config.vocab_size}; the vocabulary must hold every id"
+        )
+
+
+class Common:
     """Parameters in and out, the same for every module."""
 
     def __init__(self, config: TrainConfig, module: nn.Module) -> None:
@@ -130,7 +138,7 @@ class _Common:
         self.anticipation = Anticipation(dict(self.module.named_parameters()), self.config.stability)
 
 
-class V4Objective(_Common):
+class V4Objective(Common):
     """Next token, MTP and balance losses of a V4 model; biases of its routers follow the load."""
 
     def __init__(self, config: TrainConfig, model_config: ModelConfig, device: torch.device) -> None:
@@ -222,7 +230,7 @@ class V4Objective(_Common):
         return export(self.masters(), self.model_config, self.config.quantisation, target, tokenizer)
 
 
-class DenseObjective(_Common):
+class DenseObjective(Common):
     """Next-token loss of the dense yardstick."""
 
     def __init__(self, config: TrainConfig, model_config: ModelConfig, device: torch.device) -> None:

@@ -9,6 +9,8 @@ shards.py       the safetensors file format: headers checked, tensors read and w
 layout.py       a checkpoint folder checked against its config.json, from headers only
 load.py         validated checkpoint -> stored tensors, experts stacked
 export.py       the writer: official layout, sharded, atomic, with conversions
+adapter.py      low-rank adapters: their folder, their base
+merge.py        base + adapter -> checkpoint
 synth.py        random checkpoints of any size in the official layout
 inspect.py      what a checkpoint is, from headers only
 hub.py          a folder or a Hugging Face repository id -> a folder

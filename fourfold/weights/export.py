@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def export_checkpoint(
         pending: list[Pending] = []
         for entry in entries.values():
             target = targets.get(entry.spec.kind) or entry.format
-            pending += _kept(reader, entry) if target == entry.format else _converted(reader, entry, target)
+            pending += kept(reader, entry) if target == entry.format else _converted(reader, entry, target)
         write_folder(
             Path(dst),
             config,
@@ -117,7 +117,7 @@ def export_recipe(
         for name, entry in entries.items():
             target = recipe_format(recipe, name, entry.spec) or entry.format
             if target == entry.format:
-                pending += _kept(reader, entry)
+                pending += kept(reader, entry)
             elif entry.format in INTEGERS:
                 raise CheckpointError(
                     f"{entry.weight}: is {entry.format} already; convert the original instead"
@@ -211,7 +211,7 @@ def _target(option: str, value: str | None, allowed: tuple[Format, ...]) -> Form
     raise CheckpointError(f"{option} is {value!r}; allowed: keep, {', '.join(allowed)}")
 
 
-def _kept(reader: Reader, entry: Entry) -> Iterator[Pending]:
+def kept(reader: Reader, entry: Entry) -> Iterator[Pending]:
     """The weight and its scale, every byte as it is stored; beside int4 codes what `_converted` writes."""
 
     def raw(stored: Stored) -> Tensor:
@@ -238,20 +238,36 @@ def _kept(reader: Reader, entry: Entry) -> Iterator[Pending]:
 def _converted(
     reader: Reader, entry: Entry, target: Format, importance: Tensor | None = None
 ) -> Iterator[Pending]:
-    """The tensors of a weight in another format; computed together when the first is asked for."""
+    """The tensors of a weight in another format."""
+
+    def convert() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        parts, error = _convert(reader, entry, target, importance)
+        return parts, error.to_json()
+
+    return written_as(entry, target, convert)
+
+
+def written_as(
+    entry: Entry, target: Format, convert: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]
+) -> Iterator[Pending]:
+    """The tensors of a weight that is stored in format `target`; computed together when the first is asked
+    for.
+
+    convert: gives them by the last word of their name, and what there is to say about them.
+    """
     name, shape = entry.name, entry.spec.shape
     parts: dict[str, Tensor] = {}
-    errors: list[TensorError] = []
+    notes: list[dict[str, Any]] = []
 
     def load(leaf: str) -> Tensor:
         if not parts:
-            found, error = _convert(reader, entry, target, importance)
+            found, note = convert()
             parts.update(found)
-            errors.append(error)
+            notes.append(note)
         return parts.pop(leaf)
 
     def pending(leaf: str, dtype: str, shape: tuple[int, ...]) -> Pending:
-        note = (lambda: errors[0].to_json()) if leaf == "weight" else None
+        note = (lambda: notes[0]) if leaf == "weight" else None
         return Pending(beside(name, leaf), dtype, shape, functools.partial(load, leaf), note)
 
     yield pending("weight", _HEADER[target], stored_shape(shape, target))
@@ -277,16 +293,29 @@ def _convert(
     reader: Reader, entry: Entry, target: Format, importance: Tensor | None
 ) -> tuple[dict[str, Tensor], TensorError]:
     """The parts of a converted weight by the last word of their name, and what the conversion costs."""
+    exactly = entry.format == "fp4" and target == "fp8"
+    return stored_as(read_values(reader, entry), entry, target, importance, exactly=exactly)
+
+
+def read_values(reader: Reader, entry: Entry) -> Tensor:
+    """A weight [O, I] as float32."""
     weight = read_tensor(reader, entry.weight, entry)
     scale = None if entry.scale is None else read_tensor(reader, entry.scale, entry)
-    values, name = _decoded(weight, scale, entry.spec.shape), str(entry.weight)
+    return _decoded(weight, scale, entry.spec.shape)
+
+
+def stored_as(
+    values: Tensor, entry: Entry, target: Format, importance: Tensor | None = None, *, exactly: bool = False
+) -> tuple[dict[str, Tensor], TensorError]:
+    """values [O, I] f32 in the place of a weight: the stored parts by the last word of their name, and the
+    error."""
+    name = str(entry.weight)
     if target in INTEGERS:
         _check_finite(values, name)
         done = quantise(values, target, entry.name, importance)
         parts = {"weight": done.weight, "scale": done.scale, "bias": done.assist}
         return {leaf: part for leaf, part in parts.items() if part is not None}, done.error
-    exactly = entry.format == "fp4" and target == "fp8"
     stored, new_scale = encode(values, target, name, exactly=exactly)
     parts = {"weight": stored, "scale": new_scale}
-    kept = {leaf: part for leaf, part in parts.items() if part is not None}
-    return kept, TensorError(entry.name, target, relative_error(values, decode(stored, new_scale)))
+    found = {leaf: part for leaf, part in parts.items() if part is not None}
+    return found, TensorError(entry.name, target, relative_error(values, decode(stored, new_scale)))

@@ -30,7 +30,7 @@ def main() -> None:
     told = _launch(connection)
     try:
         opened = open_model(told.model, **told.loading)
-        engine = Engine(opened.model, EngineConfig(**told.engine))
+        engine = Engine(opened.model, EngineConfig(**told.engine), adapters=told.adapters)
     except FourfoldError as error:
         connection.sendall(frame(Failed(fault(error))))
         return

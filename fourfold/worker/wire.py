@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from operator import attrgetter
 from pathlib import Path
@@ -43,11 +43,13 @@ class Launch(NamedTuple):
     """The first message: what to load and how to run it.
 
     model: a folder.  loading: keyword arguments of `fourfold.cli.model.open_model`.  engine: EngineConfig's.
+    adapters: folders, by name.
     """
 
     model: str
     loading: dict[str, Any]
     engine: dict[str, Any]
+    adapters: dict[str, str]
 
 
 class Submit(NamedTuple):
@@ -152,9 +154,11 @@ def _message(data: bytes) -> Message:
     return found
 
 
-def launch(model: Path, config: EngineConfig, **loading: Any) -> Launch:
+def launch(
+    model: Path, config: EngineConfig, adapters: Mapping[str, str] | None = None, **loading: Any
+) -> Launch:
     """The message that starts an engine; paths become texts."""
-    return Launch(str(model), _plain(loading), _plain(asdict(config)))
+    return Launch(str(model), _plain(loading), _plain(asdict(config)), dict(adapters or {}))
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class StubModel:
     def new_paged_cache(self, **_: int) -> StubCache:
         return StubCache()
 
-    def paged_streams(self, ids: Tensor, spans: Sequence[Span], cache: StubCache) -> Tensor:
+    def paged_streams(self, ids: Tensor, spans: Sequence[Span], cache: StubCache, _: Any = None) -> Tensor:
         """Numbers of the beginnings that the given tokens end, [1, N, 1, 1]."""
         if self.poison & set(ids.tolist()):
             raise RuntimeError("this chip has melted")
