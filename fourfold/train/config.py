@@ -13,6 +13,7 @@ from typing import Any
 
 from fourfold.errors import ConfigError
 from fourfold.protocol import PromptFormat
+from fourfold.train.config_rollout import GrpoSection, OnPolicySection, RolloutSection, check_rollout
 from fourfold.train.strict import build, read_toml
 from fourfold.weights.adapter import LORA_TARGETS
 
@@ -60,7 +61,7 @@ class DataSection:
     """[data]: the samples and how they become batches.
 
     tokenizer: path of tokenizer.json or of the folder that holds it.
-    files: what is trained on.   held_out: what is only evaluated on (same form).
+    files: what is trained on; none with rollout.prompts.   held_out: what is only evaluated on (same form).
     held_out_share: share of every training file that is put aside when `held_out` is empty.
     sequence_length: tokens of a row (T).   batch_size: rows of a step (B).
     accumulate: parts that a step's rows are computed in, one after the other, where memory does not hold all.
@@ -70,7 +71,7 @@ class DataSection:
     """
 
     tokenizer: str
-    files: tuple[FileSection, ...]
+    files: tuple[FileSection, ...] = ()
     held_out: tuple[FileSection, ...] = ()
     held_out_share: float = 0.01
     sequence_length: int = 256
@@ -260,6 +261,9 @@ class TrainConfig:
     loss: LossSection = field(default_factory=LossSection)
     distil: DistilSection = field(default_factory=DistilSection)
     lora: LoraSection = field(default_factory=LoraSection)
+    rollout: RolloutSection = field(default_factory=RolloutSection)
+    on_policy: OnPolicySection = field(default_factory=OnPolicySection)
+    grpo: GrpoSection = field(default_factory=GrpoSection)
     stability: StabilitySection = field(default_factory=StabilitySection)
     quantisation: QuantisationSection = field(default_factory=QuantisationSection)
 
@@ -357,7 +361,8 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError(
             f"optimizer.steps is {list(steps)}; give two counts: fast and settling steps, [8, 2] as published"
         )
-    if not config.data.files:
+    check_rollout(config)
+    if not (config.data.files or config.rollout.prompts):
         raise ConfigError("data.files is empty; name at least one file")
     if (config.run.steps > 0) == (config.run.seconds > 0):
         raise ConfigError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -37,19 +38,37 @@ class Batch:
     targets: Tensor
     targets2: Tensor
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> Self:
         """The same batch on `device`."""
-        return Batch(**{name: value.to(device) for name, value in vars(self).items()})
+        return type(self)(**{name: value.to(device) for name, value in vars(self).items()})
 
-    def split(self, parts: int) -> list[Batch]:
+    def split(self, parts: int) -> list[Self]:
         """The same rows in `parts` batches of equally many."""
         cuts = {name: value.chunk(parts) for name, value in vars(self).items()}
-        return [Batch(**{name: cut[i] for name, cut in cuts.items()}) for i in range(parts)]
+        return [type(self)(**{name: cut[i] for name, cut in cuts.items()}) for i in range(parts)]
 
     @property
     def learnt(self) -> int:
         """Positions that have a target."""
         return int((self.targets != IGNORE).sum())
+
+
+class Stream(Protocol):
+    """An endless stream of batches.  position: all there is to resume, good for an equal fingerprint only."""
+
+    position: tuple[int, int]
+
+    def describe(self) -> str:
+        """One line for the start of a run."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Tells streams of other batches."""
+        ...
+
+    def next(self) -> Batch:
+        """The next step's batch."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +153,10 @@ class PackedData:
             digest.update(sample.ids.tobytes() + str(sample.weight).encode())
         return digest.hexdigest()
 
-    def tokens(self) -> int:
-        """Tokens of one epoch, weights counted."""
-        return round(float(self._lengths @ self._weights))
+    def describe(self) -> str:
+        """One line for the start of a run."""
+        tokens = round(float(self._lengths @ self._weights))
+        return f"{len(self.samples):,} samples, {tokens:,} tokens an epoch"
 
     def pieces(self) -> Iterator[np.ndarray]:
         """The ids, int32 [n], of all that its rows are made of."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from fourfold.config import ModelConfig
 from fourfold.tokenizer import Tokenizer
 from fourfold.train.config import TrainConfig
-from fourfold.train.data import Batch, PackedData
+from fourfold.train.data import Batch, PackedData, Stream
 from fourfold.train.divergence import Divergence, head_divergence
 from fourfold.train.objective import V4Objective
 from fourfold.train.record import Progress
@@ -46,10 +46,11 @@ class DistilObjective(V4Objective):
         )
         self.their_head = self.teacher.head.to(device)
 
-    def prepare(self, data: PackedData, progress: Progress) -> None:
+    def prepare(self, data: Stream, progress: Progress) -> None:
         """Fill the cache of hidden states, if there is one."""
         if not isinstance(self.teacher, CachedTeacher):
             return
+        assert isinstance(data, PackedData)
         samples = self.teacher.missing(torch.from_numpy(ids).long() for ids in data.pieces())
         if not samples:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fourfold.train.data import IGNORE
+from fourfold.train.losses import UNIT
 
 CHUNK_LOGITS = 1 << 23
 """Logits of each model that exist at once: 32 MiB of float32."""
@@ -51,44 +53,63 @@ def _with_rest(logp: Tensor) -> Tensor:
     return torch.cat([logp, rest], dim=-1)
 
 
-class _HeadDivergence(torch.autograd.Function):
-    """Sums over the rows of cost, KL and cross-entropy; the gradients are computed in the forward pass."""
+def padded(rows: Tensor) -> Tensor:
+    """Zeros below [n, D], to a multiple of UNIT: products of shapes that oneDNN has not seen take far longer."""
+    return F.pad(rows, (0, 0, 0, -len(rows) % UNIT))
+
+
+def product(rows: Tensor, weight: Tensor) -> Tensor:
+    """rows [n, D] @ weight [D, O]."""
+    return (padded(rows) @ weight)[: len(rows)]
+
+
+RowCosts = Callable[[Tensor, slice], Tensor]
+"""Logits [n, V] f32 of some rows, and which -> [k, n] f32: what each costs, and k - 1 figures to report."""
+
+
+class _HeadCost(torch.autograd.Function):
+    """Sums over the rows of what `costs` gives; the gradients are computed in the forward pass."""
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]
-        ctx,
-        x: Tensor,
-        weight: Tensor,
-        theirs: Tensor,
-        their_head: Tensor,
-        targets: Tensor,
-        divergence: Divergence,
-        dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        low, head = weight.to(dtype), their_head.to(dtype)
-        sums = torch.zeros(3, device=x.device)
+        ctx, x: Tensor, weight: Tensor, costs: RowCosts, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        low = weight.to(dtype)
+        sums: Tensor | None = None
         grad_x = torch.empty_like(x, dtype=dtype)
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         size = max(1, CHUNK_LOGITS // len(weight))
-        for part in map(partial(slice), range(0, len(x), size), range(size, len(x) + size, size)):
+        # At least one part: without rows the sums are 0 all the same.
+        for part in map(partial(slice), range(0, max(len(x), 1), size), range(size, len(x) + size + 1, size)):
             rows = x[part].to(dtype)
-            teacher = (theirs[part].to(dtype) @ head.mT).float()
             with torch.enable_grad():
-                logits = (rows @ low.mT).float().requires_grad_()
-                cost, kl, entropy = divergence.rows(logits, teacher, targets[part])
-                (grad,) = torch.autograd.grad(cost.sum(), logits)
-            sums += torch.stack([cost.sum(), kl.sum(), entropy.sum()]).detach()
+                logits = product(rows, low.mT).float().requires_grad_()
+                found = costs(logits, part)
+                (grad,) = torch.autograd.grad(found[0].sum(), logits)
+            own = found.detach().sum(-1)
+            sums = own if sums is None else sums + own
             grad = grad.to(dtype)
-            grad_x[part] = grad @ low
-            grad_weight += grad.mT @ rows
+            grad_x[part] = product(grad, low)
+            grad_weight += padded(grad).mT @ padded(rows)
+        assert sums is not None
         ctx.save_for_backward(grad_x, grad_weight)
-        ctx.mark_non_differentiable(sums[1], sums[2])
-        return sums[0], sums[1], sums[2]
+        ctx.mark_non_differentiable(sums)
+        return sums[0].clone(), sums
 
     @staticmethod
-    def backward(ctx, upstream: Tensor, *unused: Tensor):  # type: ignore[no-untyped-def]
+    def backward(ctx, upstream: Tensor, unused: Tensor):  # type: ignore[no-untyped-def]
         grad_x, grad_weight = ctx.saved_tensors
-        return grad_x.float() * upstream, grad_weight * upstream, None, None, None, None, None
+        return grad_x.float() * upstream, grad_weight * upstream, None, None
+
+
+def head_cost(x: Tensor, weight: Tensor, costs: RowCosts, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Sum of the first of `costs` over the rows x [N, D] of the head's input, and of all of them, [k] f32.
+
+    weight [V, D] f32; dtype: of the products.  Only the first sum has a gradient.  Neither all logits nor
+    their gradients exist at once.
+    """
+    total, sums = _HeadCost.apply(x, weight, costs, dtype)  # type: ignore[no-untyped-call]
+    return total, sums
 
 
 def head_divergence(
@@ -108,14 +129,13 @@ def head_divergence(
     """
     wanted = targets.flatten() != IGNORE
     both = min(len(weight), len(their_head))
-    sums = _HeadDivergence.apply(  # type: ignore[no-untyped-call]
-        hidden.flatten(0, 1)[wanted],
-        weight[:both],
-        theirs.flatten(0, 1)[wanted],
-        their_head[:both],
-        targets.flatten()[wanted],
-        divergence,
-        dtype,
-    )
-    count = max(int(wanted.sum()), 1)
-    return sums[0] / count, sums[1] / count, sums[2] / count
+    rows, head = theirs.flatten(0, 1)[wanted], their_head[:both].to(dtype)
+    chosen = targets.flatten()[wanted]
+
+    def costs(logits: Tensor, part: slice) -> Tensor:
+        teacher = product(rows[part].to(dtype), head.mT).float()
+        return torch.stack(divergence.rows(logits, teacher, chosen[part]))
+
+    total, sums = head_cost(hidden.flatten(0, 1)[wanted], weight[:both], costs, dtype)
+    count = max(len(chosen), 1)
+    return total / count, sums[1] / count, sums[2] / count

@@ -20,7 +20,7 @@ from fourfold.model.transformer import Transformer
 from fourfold.tokenizer import Tokenizer
 from fourfold.train.anticipation import Anticipation, follow, note
 from fourfold.train.config import TrainConfig
-from fourfold.train.data import Batch, PackedData
+from fourfold.train.data import Batch, Stream
 from fourfold.train.dense import Dense
 from fourfold.train.finish import export
 from fourfold.train.fused import Fused, every_visible
@@ -49,7 +49,7 @@ class Objective(Protocol):
         """One line for the start of a run."""
         ...
 
-    def prepare(self, data: PackedData, progress: Progress) -> None:
+    def prepare(self, data: Stream, progress: Progress) -> None:
         """What is done once, before the first step."""
         ...
 
@@ -93,6 +93,10 @@ def build_objective(config: TrainConfig, tokenizer: Tokenizer, device: torch.dev
         from fourfold.train.distil import DistilObjective  # which is one of these
 
         return DistilObjective(config, model_config, tokenizer, device)
+    if config.rollout.prompts:
+        from fourfold.train.on_policy import RolloutObjective
+
+        return RolloutObjective(config, model_config, tokenizer, device)
     return V4Objective(config, model_config, device)
 
 
@@ -114,7 +118,7 @@ class Common:
         self.formats: Mapping[str, str] = {}
         self.dtype = getattr(torch, config.run.dtype)
 
-    def prepare(self, data: PackedData, progress: Progress) -> None:
+    def prepare(self, data: Stream, progress: Progress) -> None:
         return
 
     def masters(self) -> dict[str, Tensor]:

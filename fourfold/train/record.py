@@ -12,6 +12,7 @@ from typing import TextIO
 COLUMNS = (
     "step", "seconds", "tokens", "share", "lr", "loss", "kl", "mtp_loss", "balance", "indexer_loss",
     "grad_norm", "max_load", "tokens_per_second", "held_out_loss", "rounded", "anticipated",
+    "reward", "answer_tokens", "cut_off", "clipped", "rollout_seconds",
 )  # fmt: skip
 
 
@@ -110,6 +111,7 @@ class Progress:
             f"step {values['step']:.0f} · {values['tokens'] / 1e6:.2f}M tokens · loss {values['loss']:.3f}"
             f" · {values['tokens_per_second']:,.0f} tokens/s"
         )
+        text += "".join(f" · {name} {values[name]:.3f}" for name in ("kl", "reward") if values.get(name))
         if self._bar is not None:
             self._bar.update(self._task, completed=values["share"], description=text)
         elif values["step"] % self.every == 0:

@@ -38,7 +38,7 @@ def open_teacher(folder: Path, tokenizer: Tokenizer, device: torch.device, dtype
         spec = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"distil.teacher is {str(folder)!r}, which holds no readable config.json ({error}); give the "
+            f"the teacher {str(folder)!r} holds no readable config.json ({error}); give the "
             "folder of a V4 checkpoint or of a causal language model of transformers"
         ) from error
     if (folder / FILE_NAME).exists():
@@ -54,7 +54,7 @@ def _same_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     different = next((i for i in ids if theirs.decode([i]) != tokenizer.decode([i])), None)
     if different is not None:
         raise ConfigError(
-            f"distil.teacher {folder} reads token {different} as {theirs.decode([different])!r}, the student "
+            f"the teacher {folder} reads token {different} as {theirs.decode([different])!r}, the student "
             f"as {tokenizer.decode([different])!r}; distil from its answers instead (fourfold distil), or "
             "train with the teacher's tokenizer"
         )
@@ -67,7 +67,7 @@ class V4Teacher:
         self.model = load(folder, device, "fast")
         stored = self.model.head.weight
         if self.model.head.scale is not None:
-            raise ConfigError(f"distil.teacher {folder} has a quantised head; allowed: bf16 or float32")
+            raise ConfigError(f"the teacher {folder} has a quantised head; allowed: bf16 or float32")
         self.head = stored.detach()
 
     @torch.no_grad()
@@ -84,7 +84,7 @@ class TransformersTeacher:
             import transformers
         except ImportError as error:
             raise ConfigError(
-                f"distil.teacher {folder} is no V4 checkpoint, and transformers is not installed: pip "
+                f"the teacher {folder} is no V4 checkpoint, and transformers is not installed: pip "
                 "install transformers"
             ) from error
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(

@@ -52,7 +52,7 @@ class CachedTeacher:
         found = json.loads(owner.read_text(encoding="utf-8")).get("teacher")
         if found != name:
             raise TrainError(
-                f"distil.cache {self.folder} holds hidden states of {found!r}, not of {name!r}; give each "
+                f"{self.folder} holds hidden states of {found!r}, not of {name!r}; give each "
                 "teacher a folder of its own"
             )
 
@@ -88,8 +88,7 @@ class CachedTeacher:
             raise TrainError(
                 f"the teacher's hidden states need {needed / 1e9:.2f} GB, {self.folder} has {free / 1e9:.2f} "
                 "GB free; "
-                'make room, give distil.cache another folder, or set it to "" to ask the teacher in every '
-                "step"
+                "make room, or give distil.cache or run.dir another place"
             )
         if samples and self._teacher is None:
             self._teacher = self._open()
@@ -104,7 +103,16 @@ class CachedTeacher:
             batch.append(sample)
         if batch:
             progress(done + self._add(batch, device))
-        self._teacher = None  # its memory is the student's from now on
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Leave the teacher's memory to others."""
+        self._teacher = None
+
+    def renew(self, samples: Iterable[Tensor], device: torch.device) -> None:
+        """Keep the states of `samples`, and of no others.  TrainError as `fill`."""
+        self._at = {}
+        self.fill(self.missing(samples), device, lambda done: None)
 
     def _cut_off_unfinished(self) -> None:
         """What a run that was killed left half written: states that no line names, and half a line."""
@@ -165,7 +173,7 @@ def _line(key: str, place: tuple[int, int]) -> str:
 def fingerprint(folder: Path) -> str:
     """Tells a checkpoint from another: its files' names, sizes, and how each begins."""
     digest = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for path in sorted([*folder.glob("config.json"), *folder.glob("*.safetensors")]):
         with path.open("rb") as file:
             digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(1 << 20))
     return digest.hexdigest()[:32]

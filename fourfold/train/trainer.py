@@ -18,11 +18,13 @@ from fourfold.train.average import Average
 from fourfold.train.checkpoint import RunState
 from fourfold.train.config import TrainConfig
 from fourfold.train.corpus import Encoder
-from fourfold.train.data import Batch, PackedData
+from fourfold.train.data import Batch, PackedData, Stream
 from fourfold.train.objective import Objective, build_objective
+from fourfold.train.on_policy import RolloutObjective
 from fourfold.train.optim import Optimizer
 from fourfold.train.quantise import rounded_weights
 from fourfold.train.record import Metrics, Progress, plot
+from fourfold.train.rollout import Rollouts
 from fourfold.train.runtime import prepare_cpu
 from fourfold.train.schedule import rate
 from fourfold.train.store import Stored, store_samples
@@ -63,8 +65,11 @@ class Trainer:
         self.device = torch.device(config.run.device)
         self.dtype = getattr(torch, config.run.dtype)
         encoder = Encoder(config.data.tokenizer, config.data.prompt_format)
+        self.data: Stream
         self.data, self.held_out = _datasets(config, encoder)
         self.objective: Objective = build_objective(config, encoder.tokenizer, self.device)
+        if isinstance(self.objective, RolloutObjective):
+            self.data = Rollouts(config, encoder, self.objective, self._rounded)
         self.optimizer = Optimizer(self.objective.module.named_parameters(), config.optimizer)
         self.parameters = dict(self.objective.module.named_parameters())
         self.average = Average(self.parameters, config.run.ema)
@@ -126,10 +131,7 @@ class Trainer:
         """Steps until the budget is spent, then the last checkpoint, the plot and the export."""
         self.progress.say(f"fourfold: {self.objective.describe()}")
         begin = f"continuing at step {self.state.step}" if self.state.step else "starting"
-        self.progress.say(
-            f"fourfold: {len(self.data.samples):,} samples, {self.data.tokens():,} tokens an epoch; "
-            f"{begin} in {self.folder}"
-        )
+        self.progress.say(f"fourfold: {self.data.describe()}; {begin} in {self.folder}")
         self.objective.prepare(self.data, self.progress)
         values: dict[str, float] = {}
         held_out: float | None = None
@@ -260,14 +262,13 @@ class Trainer:
 def _datasets(config: TrainConfig, encoder: Encoder) -> tuple[PackedData, PackedData | None]:
     """(training stream, held-out rows or None)."""
     data, folder = config.data, Path(config.run.dir) / "data"
-    samples = store_samples(encoder, data.files, folder)
+    samples = store_samples(encoder, data.files, folder) if data.files else None
+    aside: Stored | None = None
     if data.held_out:
-        aside: Stored | None = store_samples(
-            encoder, tuple(replace(s, weight=1.0) for s in data.held_out), folder
-        )
-    else:
+        aside = store_samples(encoder, tuple(replace(s, weight=1.0) for s in data.held_out), folder)
+    elif samples is not None:
         samples, aside = samples.split(data.held_out_share, data.seed)
-    if not samples:
+    if samples is not None and not samples:
         raise TrainError(f"all samples were held out; lower data.held_out_share (now {data.held_out_share})")
     stream = partial(
         PackedData,
@@ -277,4 +278,4 @@ def _datasets(config: TrainConfig, encoder: Encoder) -> tuple[PackedData, Packed
         pad=encoder.pad,
         seed=data.seed,
     )
-    return stream(samples), stream(aside) if aside else None
+    return stream(samples or []), stream(aside) if aside else None

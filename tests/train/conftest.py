@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from fourfold.train.config import TrainConfig
+from fourfold.train.trainer import train
 
 WORDS = ("cat", "dog", "sun", "tree", "boat")
 MODEL = {
@@ -81,37 +83,61 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def run_values(folder: Path, tokenizer_file: Path, corpus_file: Path) -> dict[str, dict[str, Any]]:
+    """A float32 run of a few steps in folder/run, as TOML would have it."""
+    model = folder / "config.json"
+    model.write_text(json.dumps(MODEL), encoding="utf-8")
+    return {
+        "model": {"config": str(model), "init_std": 0.1},
+        "data": {
+            "tokenizer": str(tokenizer_file),
+            "files": [{"path": str(corpus_file)}],
+            "held_out_share": 0.1,
+            "sequence_length": 64,
+            "batch_size": 2,
+        },
+        "loss": {},
+        "optimizer": {},
+        "quantisation": {"start": 1.0},
+        "run": {
+            "dir": str(folder / "run"),
+            "steps": 4,
+            "dtype": "float32",
+            "checkpoint_every": 2,
+            "eval_every": 2,
+            "export": False,
+            "threads": 1,
+        },
+    }
+
+
 @pytest.fixture
 def make_config(tmp_path: Path, tokenizer_file: Path, corpus_file: Path) -> Callable[..., TrainConfig]:
-    """make_config(section={key: value}): a float32 run of a few steps in tmp_path/run."""
-    model = tmp_path / "config.json"
-    model.write_text(json.dumps(MODEL), encoding="utf-8")
+    """make_config(section={key: value}): `run_values` in tmp_path, changed."""
 
     def make(**changes: dict[str, Any]) -> TrainConfig:
-        values: dict[str, dict[str, Any]] = {
-            "model": {"config": str(model), "init_std": 0.1},
-            "data": {
-                "tokenizer": str(tokenizer_file),
-                "files": [{"path": str(corpus_file)}],
-                "held_out_share": 0.1,
-                "sequence_length": 64,
-                "batch_size": 2,
-            },
-            "loss": {},
-            "optimizer": {},
-            "quantisation": {"start": 1.0},
-            "run": {
-                "dir": str(tmp_path / "run"),
-                "steps": 4,
-                "dtype": "float32",
-                "checkpoint_every": 2,
-                "eval_every": 2,
-                "export": False,
-                "threads": 1,
-            },
-        }
+        values = run_values(tmp_path, tokenizer_file, corpus_file)
         for section, change in changes.items():
             values.setdefault(section, {}).update(change)
         return TrainConfig.from_dict(values)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path, corpus_file: Path) -> Path:
+    """An exported model that ends its sentences."""
+    values = run_values(tmp_path_factory.mktemp("taught"), tokenizer_file, corpus_file)
+    values["data"] |= {"batch_size": 4}
+    values["optimizer"] |= {"lr": 0.02, "adamw_lr": 0.02}
+    values["quantisation"] = {"start": 0.0}
+    values["run"] |= {"steps": 14, "eval_every": 0, "checkpoint_every": 0, "export": True}
+    export = train(TrainConfig.from_dict(values)).export
+    assert export is not None
+    return export
+
+
+@pytest.fixture
+def teacher_folder(taught: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may change."""
+    return shutil.copytree(taught, tmp_path / "teacher")
