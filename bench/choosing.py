@@ -82,8 +82,8 @@ def _draw(chooser: Chooser, logits: Tensor, position: int) -> int:
 
 
 def sampler_times(size: int, calls: int) -> dict[str, float]:
-    """Of each setting, the median over positions.  Probabilities fall with the square of the rank: a few tokens
-    have nearly all."""
+    """Of each setting, the median over positions.  Probabilities fall with the square of the rank: a few
+    tokens have nearly all."""
     ranks = torch.randperm(size, generator=torch.Generator().manual_seed(0))
     logits = -2 * (ranks + 1).float().log()
     found = {}
