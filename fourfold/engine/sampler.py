@@ -143,8 +143,10 @@ def _total(probabilities: Tensor) -> Tensor:
 
 def keep_top_k(probabilities: Tensor, k: int) -> Tensor:
     """All but the k largest set to 0; ties go to the lower id.  [..., V] -> same, not renormalised."""
-    order = probabilities.argsort(dim=-1, descending=True, stable=True)[..., :k]
-    return torch.zeros_like(probabilities).scatter_(-1, order, probabilities.gather(-1, order))
+    if probabilities.dim() > 1:
+        return torch.stack([keep_top_k(row, k) for row in probabilities])
+    kept, order = _ranked(probabilities, min(k, len(probabilities)))
+    return torch.zeros_like(probabilities).scatter_(-1, order[:k], kept[:k])
 
 
 def keep_top_p(probabilities: Tensor, p: float) -> Tensor:
@@ -167,14 +169,21 @@ def _most_likely(probabilities: Tensor, p: float) -> tuple[Tensor, Tensor]:
     size = _NUCLEUS
     # Sorting the whole vocabulary costs more than a small model's pass: few tokens hold nearly all mass.
     while size < len(probabilities):
-        floor = probabilities.topk(size).values[-1]
-        ids = (probabilities >= floor).nonzero().squeeze(-1)
-        ordered, order = probabilities[ids].sort(descending=True, stable=True)
+        ordered, order = _ranked(probabilities, size)
         if float(ordered.double().cumsum(dim=-1)[-1]) >= p:
-            return ordered, ids[order]
+            return ordered, order
         size *= 8
     ordered, order = probabilities.sort(descending=True, stable=True)
     return ordered, order
+
+
+def _ranked(probabilities: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The first `size` tokens in descending order, with all equals of the last, the lower id of equals first,
+    and their ids.  [V] -> [size or more] twice."""
+    floor = probabilities.topk(size).values[-1]
+    ids = (probabilities >= floor).nonzero().squeeze(-1)
+    ordered, order = probabilities[ids].sort(descending=True, stable=True)
+    return ordered, ids[order]
 
 
 def mix(seed: int, position: int) -> int:

@@ -54,7 +54,7 @@ def _with_rest(logp: Tensor) -> Tensor:
 
 
 def padded(rows: Tensor) -> Tensor:
-    """Zeros below [n, D], to a multiple of UNIT: products of shapes that oneDNN has not seen take far longer."""
+    """Zeros below [n, D], to a multiple of UNIT: oneDNN takes far longer for shapes it has not seen."""
     return F.pad(rows, (0, 0, 0, -len(rows) % UNIT))
 
 

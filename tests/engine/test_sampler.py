@@ -69,6 +69,8 @@ def test_top_p_is_that_of_the_whole_vocabulary_in_order(spread, p):
 
 def test_top_k_breaks_ties_to_the_lower_id():
     assert keep_top_k(torch.tensor([0.1, 0.3, 0.3, 0.3]), 2).nonzero().flatten().tolist() == [1, 2]
+    rows = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4]])
+    assert torch.equal(keep_top_k(rows, 3), rows * torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]]))
 
 
 def test_min_p_is_relative_to_the_most_likely():
