@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 import fourfold
 from fourfold.cli import DONE, FAILED, console, options
+from fourfold.cli.groups import Drawing, Loading, Speeding, grouped
 from fourfold.cli.model import model_name
 from fourfold.config import ModelConfig
-from fourfold.engine.config import CACHE_SIZE, EngineConfig
+from fourfold.engine.config import EngineConfig
 from fourfold.engine.defaults import recommended
 from fourfold.errors import ConfigError, RequestError
 from fourfold.protocol import prompt_format as format_of
@@ -24,6 +25,7 @@ from fourfold.weights.hub import resolve
 KEYS_VARIABLE = "FOURFOLD_API_KEYS"
 
 
+@grouped
 def serve(
     model: Annotated[
         str | None, typer.Argument(help="Checkpoint folder or repo id.", show_default="the shipped model")
@@ -55,10 +57,6 @@ def serve(
         ),
     ] = None,
     prompt_format: options.PromptFormat = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
     max_running: Annotated[int, typer.Option(help="Requests that are computed at once.", min=1)] = 32,
     max_waiting: Annotated[
         int, typer.Option(help="Requests that may wait; more are told to come later.", min=1)
@@ -69,12 +67,39 @@ def serve(
     ] = None,
     max_choices: Annotated[int, typer.Option(help="The most answers of one request (n).", min=1)] = 16,
     max_body: Annotated[int, typer.Option(help="The largest request, in MiB.", min=1)] = 16,
+    max_messages: Annotated[int, typer.Option(help="The most messages of one request.", min=1)] = 4096,
+    step_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of one forward pass, prompts and answers together.",
+            min=2,
+            show_default="512, twice --max-running at least",
+        ),
+    ] = None,
     cache_memory: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Memory of the KV cache.", show_default="by what is free"),
+        typer.Option(
+            callback=options.size("cache_memory"),
+            metavar="SIZE",
+            help="Memory of the KV cache.",
+            show_default="by what is free",
+        ),
     ] = None,
-    cache_dir: options.CacheDir = None,
-    cache_size: options.CacheSize = CACHE_SIZE,
+    saved_memory: Annotated[
+        str | None,
+        typer.Option(
+            callback=options.size("saved_memory"),
+            metavar="SIZE",
+            help="RAM for requests that are put aside and for what comes from --cache-dir.",
+            show_default="a 4th of --cache-memory",
+        ),
+    ] = None,
+    snapshots: Annotated[
+        int, typer.Option(help="States kept for prompts that begin alike; 0: none.", min=0)
+    ] = EngineConfig.snapshots,
+    snapshot_every: Annotated[
+        int, typer.Option(help="Tokens between two of them inside a text.", min=1)
+    ] = EngineConfig.snapshot_every,
     cache_scope: Annotated[
         Literal["key", "global"], typer.Option(help="Who finds whose cached prefixes: one API key's, or all.")
     ] = "key",
@@ -84,24 +109,30 @@ def serve(
         list[str] | None,
         typer.Option(help="A web page's origin that browsers may ask from; may be repeated."),
     ] = None,
+    keep_alive: Annotated[
+        float, typer.Option(help="Seconds between comments in a stream that has nothing to say.", min=0.01)
+    ] = 10,
+    read_timeout: Annotated[
+        float, typer.Option(help="Seconds that a client may leave its stream unread.", min=0.01)
+    ] = 60,
     drain_timeout: Annotated[
         float, typer.Option(help="Seconds that running requests have after SIGTERM.", min=1)
     ] = 30,
+    log_format: Annotated[
+        Literal["json", "text"], typer.Option(help="Of the lines on stderr, one for each request.")
+    ] = "json",
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Put prompts and answers into the log.")
     ] = False,
-    draft: options.Draft = "none",
-    device: options.Device = "cpu",
-    numerics: options.Numerics = "fast",
-    threads: options.Threads = 0,
-    device_memory: options.DeviceMemory = None,
-    ram: options.Ram = None,
-    expert_copy: options.ExpertCopy = None,
-    expert_counts: options.ExpertCounts = None,
+    *,
+    drawing: Drawing,
+    speeding: Speeding,
+    loading: Loading,
 ) -> int:
     """Serve a model to clients of OpenAI, Anthropic and DeepSeek."""
     try:
         from fourfold.server import Backend, Process, Server, ServerConfig
+        from fourfold.server.calls import Log
         from fourfold.server.run import address, bound, is_loopback, run
         from fourfold.worker.wire import launch
     except ModuleNotFoundError as missing:
@@ -124,11 +155,14 @@ def serve(
         keys=keys,
         cache_scope=cache_scope,
         body_bytes=max_body << 20,
+        messages=max_messages,
         choices=max_choices,
         answer_tokens=max_tokens,
         waiting=max_waiting,
         key_running=key_concurrency,
         key_rate=key_rate,
+        keep_alive=keep_alive,
+        slow_reader=read_timeout,
         drain=drain_timeout,
         hosts=("localhost", "127.0.0.1", "::1", host) if is_loopback(host) else (),
         origins=tuple(cors_origin or ()),
@@ -136,31 +170,21 @@ def serve(
     )
     engine_config = EngineConfig(
         max_running=max_running,
-        step_tokens=max(EngineConfig.step_tokens, 2 * max_running),
+        step_tokens=step_tokens or max(EngineConfig.step_tokens, 2 * max_running),
         memory=cache_memory,
-        cache_dir=cache_dir,
-        cache_size=cache_size,
-        draft=draft,
+        snapshots=snapshots,
+        snapshot_every=snapshot_every,
+        saved_memory=saved_memory,
+        **speeding.given(),
     )
-    wanted: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
-    given = {key: value for key, value in wanted.items() if value is not None}
     with bound(host, port) as listening:
         folder = resolve(model or str(fourfold.shipped_model()))
-        config = replace(config, sampling=replace(recommended(folder), **given))
-        process = Process(
-            launch(
-                folder,
-                engine_config,
-                device=device,
-                numerics=numerics,
-                threads=threads,
-                device_memory=device_memory,
-                ram=ram,
-                expert_copy=expert_copy,
-                expert_counts=expert_counts,
-            )
-        )
-        engine = Backend(process, fourfold.tokenizer(folder), ModelConfig.from_file(folder / "config.json"))
+        advice = recommended(folder)
+        advice = replace(advice, sampling=replace(advice.sampling, **drawing.given()))
+        config = replace(config, recommended=advice)
+        process = Process(launch(folder, engine_config, **asdict(loading)))
+        known = ModelConfig.from_file(folder / "config.json")
+        engine = Backend(process, fourfold.tokenizer(folder), known, Log(log_format))
         server = Server(engine, config)
         ended = run(server, listening, lambda: _announce(config.name, address(listening), bool(keys)))
     return DONE if ended else FAILED

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from fourfold.engine.sampler import Sampling
+from fourfold.engine.defaults import Recommended
+from fourfold.engine.request import Request
 from fourfold.errors import ConfigError
 from fourfold.protocol import PromptFormat
 
@@ -17,7 +18,7 @@ class ServerConfig:
     """How one model is served.  ConfigError names a value that is not allowed.
 
     name: of the model; aliases: other names that it answers to.  format: of prompts.  thinking: whether a
-    request that does not say wants reasoning.  sampling: where a request says nothing.
+    request that does not say wants reasoning.  recommended: where a request says nothing.
     keys: what clients must send, if there are any; cache_scope: whether those of one key find prefixes that
     another has computed, which one could notice by the time that they take.
     body_bytes, messages, choices, answer_tokens: the most of one request (answer_tokens None: what fits);
@@ -33,7 +34,7 @@ class ServerConfig:
     aliases: tuple[str, ...] = ()
     format: PromptFormat = "preview"
     thinking: bool = False
-    sampling: Sampling = field(default_factory=Sampling)
+    recommended: Recommended = field(default_factory=Recommended)
     keys: tuple[str, ...] = ()
     cache_scope: CacheScope = "key"
     body_bytes: int = 16 << 20
@@ -71,6 +72,14 @@ class ServerConfig:
             raise ConfigError(
                 "an API key is too short or no plain text; allowed: 8 ASCII characters and more"
             )
+
+    def bounded(self, request: Request) -> Request:
+        """The request with the ends that the checkpoint recommends, and no longer than is allowed."""
+        longest = self.recommended.max_tokens if request.max_tokens is None else request.max_tokens
+        if self.answer_tokens is not None:
+            longest = self.answer_tokens if longest is None else min(longest, self.answer_tokens)
+        ends = () if request.ignore_eos else self.recommended.stop_tokens
+        return replace(request, max_tokens=longest, stop_tokens=(*request.stop_tokens, *ends))
 
     @property
     def names(self) -> tuple[str, ...]:

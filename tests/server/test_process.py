@@ -141,8 +141,9 @@ def test_a_chat_with_a_server_that_is_not_there(capfd, monkeypatch):
     assert "cannot be reached" in capfd.readouterr().err
     assert main(["chat", "--url", "ftp://x"]) == 1
     assert "http://" in capfd.readouterr().err
-    assert main(["chat", "--url", url, "--threads", "2"]) == 2
-    assert "--threads has no effect with --url" in capfd.readouterr().err
+    for option in ("--threads", "--kv", "--repetition-penalty"):
+        assert main(["chat", "--url", url, option, "bf16" if option == "--kv" else "2"]) == 2
+        assert f"{option} has no effect with --url" in capfd.readouterr().err
 
 
 def test_keys_come_from_all_places(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ TOOLS = [
     }
 ]
 THINK = {"reasoning": {"effort": "high"}}
+LOGPROBS = ["message.output_text.logprobs"]
 BASE = {"model": NAME, "input": ASK}
 
 
@@ -77,6 +78,31 @@ def test_answers_whole_and_streamed(serve, says, more, wanted, status):
     run(work())
 
 
+def test_log_probabilities_of_the_text(serve):
+    async def work():
+        served = serve("why</think>so <" + TWO_CALLS)
+        more = {"tools": TOOLS, **THINK, "include": LOGPROBS, "top_logprobs": 3}
+        client = served.openai()
+        whole = await client.responses.create(**BASE, **more)
+        content = whole.output[1].content[0]
+        assert content.text == "so <" == "".join(one.token for one in content.logprobs)
+        assert all(one.logprob <= 0 and len(one.top_logprobs) == 3 for one in content.logprobs)
+        told = []
+        async with client.responses.stream(**BASE, **more) as stream:
+            async for event in stream:
+                if event.type == "response.output_text.delta":
+                    told += event.logprobs
+                if event.type == "response.output_text.done":
+                    done = event.logprobs
+            final = await stream.get_final_response()
+        assert [one.token for one in told] == [one.token for one in done]
+        assert final.output[1].content[0].logprobs == content.logprobs
+        plain = await client.responses.create(**BASE, tools=TOOLS, **THINK)
+        assert plain.output[1].content[0].logprobs == []
+
+    run(work())
+
+
 def test_a_tool_round(serve):
     async def work():
         served = serve("why</think>" + CALL)
@@ -109,7 +135,9 @@ def test_a_tool_round(serve):
         ),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "item_reference"),
         ({"tools": [{"type": "web_search"}]}, "web_search"),
-        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"top_logprobs": 2}, "message.output_text.logprobs"),
+        ({"top_logprobs": 21, "include": LOGPROBS}, "top_logprobs"),
+        ({"include": ["file_search_call.results"]}, "include"),
     ],
 )
 def test_what_is_refused_is_named(serve, body, word):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 from typing import Any
@@ -11,9 +12,12 @@ import anthropic
 import openai
 import pytest
 
+from fourfold.engine.defaults import Recommended
+from fourfold.engine.sampler import Sampling
 from fourfold.errors import ConfigError
 from fourfold.server import ServerConfig
 from fourfold.server.access import Quota
+from fourfold.server.calls import Log
 from fourfold.server.errors import ApiError
 from tests.server.conftest import NAME
 from tests.server.test_chat import ASK
@@ -360,6 +364,36 @@ def test_operations(serve):
         assert (await http.post("/v1/chat/completions", json=BODY)).status_code == 503
 
     run(work())
+
+
+def test_what_the_checkpoint_recommends_holds_where_a_request_says_nothing(serve):
+    async def work():
+        advice = Recommended(sampling=Sampling(temperature=0.5, repetition_penalty=1.2), max_tokens=5)
+        served = serve(None, recommended=advice)
+        client = served.openai()
+        assert (await client.chat.completions.create(**BODY)).usage.completion_tokens == 5
+        answer = await client.chat.completions.create(**BODY, max_tokens=9, seed=3)
+        assert answer.usage.completion_tokens == 9
+        # Another end of answers than config.json's.
+        (full_stop,) = served.model.tokenizer.encode(".")
+        served = serve("One. Two.", recommended=Recommended(stop_tokens=(full_stop,)))
+        for more, text in (({}, "One"), ({"ignore_eos": True}, "One. Two.")):
+            answer = await served.openai().chat.completions.create(**BODY, max_tokens=20, extra_body=more)
+            assert answer.choices[0].message.content.startswith(text)
+            assert (answer.choices[0].message.content == "One") == (text == "One")
+        served = serve(None, recommended=advice, answer_tokens=2)
+        answer = await served.openai().chat.completions.create(**BODY)
+        assert answer.usage.completion_tokens == 2
+
+    run(work())
+
+
+def test_lines_of_words():
+    out = io.StringIO()
+    log = Log("text", out)
+    log.write("request", id="a\nb", status=200, finish=["stop"])
+    (line,) = out.getvalue().splitlines()
+    assert line.split(" ", 1)[1] == r'request id="a\nb" status=200 finish=["stop"]'
 
 
 @pytest.mark.parametrize(
