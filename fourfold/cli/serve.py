@@ -45,6 +45,18 @@ def serve(
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A file of keys, one a line.", show_default="none")
     ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Certificate chain (PEM): serve https. Read again when it changes."
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Its private key, without a password.", show_default="in --tls-cert"
+        ),
+    ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine without a key.")
     ] = False,
@@ -134,6 +146,7 @@ def serve(
         from fourfold.server import Backend, Process, Server, ServerConfig
         from fourfold.server.calls import Log
         from fourfold.server.run import address, bound, is_loopback, run
+        from fourfold.server.tls import Certificate
         from fourfold.worker.wire import launch
     except ModuleNotFoundError as missing:
         raise RequestError(
@@ -146,6 +159,9 @@ def serve(
             f"host is {host}, which others reach, and there is no key; add --api-key KEY, or --insecure if "
             "something in front of it lets nobody in"
         )
+    if tls_key is not None and tls_cert is None:
+        raise typer.BadParameter("--tls-key needs --tls-cert")
+    certificate = None if tls_cert is None else Certificate(tls_cert, tls_key)
     own = model_name(model)
     config = ServerConfig(
         name=name or own,
@@ -186,7 +202,8 @@ def serve(
         known = ModelConfig.from_file(folder / "config.json")
         engine = Backend(process, fourfold.tokenizer(folder), known, Log(log_format))
         server = Server(engine, config)
-        ended = run(server, listening, lambda: _announce(config.name, address(listening), bool(keys)))
+        url = address(listening, secure=certificate is not None)
+        ended = run(server, listening, lambda: _announce(config.name, url, bool(keys)), certificate)
     return DONE if ended else FAILED
 
 
