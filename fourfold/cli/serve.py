@@ -17,6 +17,7 @@ from fourfold.cli.model import model_name
 from fourfold.config import ModelConfig
 from fourfold.engine.config import EngineConfig
 from fourfold.engine.defaults import recommended
+from fourfold.engine.trace_file import TraceFile
 from fourfold.errors import ConfigError, RequestError
 from fourfold.protocol import prompt_format as format_of
 from fourfold.protocol import thinks_unasked
@@ -133,6 +134,15 @@ def serve(
     log_format: Annotated[
         Literal["json", "text"], typer.Option(help="Of the lines on stderr, one for each request.")
     ] = "json",
+    trace_file: Annotated[
+        Path | None,
+        typer.Option(
+            callback=options.new_file,
+            metavar="FILE",
+            help="Write what happens to each request there, for ui.perfetto.dev; 64 MiB, and a .1 before.",
+            show_default="none",
+        ),
+    ] = None,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Put prompts and answers into the log.")
     ] = False,
@@ -183,6 +193,7 @@ def serve(
         hosts=("localhost", "127.0.0.1", "::1", host) if is_loopback(host) else (),
         origins=tuple(cors_origin or ()),
         log_prompts=log_prompts,
+        trace_file=trace_file,
     )
     engine_config = EngineConfig(
         max_running=max_running,
@@ -191,8 +202,11 @@ def serve(
         snapshots=snapshots,
         snapshot_every=snapshot_every,
         saved_memory=saved_memory,
+        trace_file=None if trace_file is None else str(trace_file),
         **speeding.given(),
     )
+    if trace_file is not None:
+        TraceFile(trace_file, fresh=True).close()
     with bound(host, port) as listening:
         folder = resolve(model or str(fourfold.shipped_model()))
         advice = recommended(folder)

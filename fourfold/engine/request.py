@@ -36,6 +36,7 @@ class Request:
     prompt_logprobs: the same for the prompt, whose beginning is then computed even if it is cached.
     constraint: what the answer must look like.  priority: higher goes first.
     id: a name under which an engine with a cache_dir logs it, for `Engine.resume`; no two may run under one.
+    label: what the engine's trace calls it.
     scope: beginnings that were computed for one scope are not found from another, nor by the time they take.
     RequestError, on construction, names what is not allowed.
     """
@@ -53,6 +54,7 @@ class Request:
     constraint: Constraint | None = None
     priority: int = 0
     id: str | None = None
+    label: str = ""
     scope: str = ""
 
     def __post_init__(self) -> None:

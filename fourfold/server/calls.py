@@ -35,6 +35,14 @@ class Call:
     texts: list[str] = field(default_factory=list)
     """Prompt and answers, where the operator wants them in the log."""
 
+    asked: int = 0
+    """Requests to the engine."""
+
+    def label(self) -> str:
+        """What traces call the next request to the engine."""
+        self.asked += 1
+        return self.id if self.asked == 1 else f"{self.id} prompt {self.asked}"
+
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self.started

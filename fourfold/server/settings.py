@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from fourfold.engine.defaults import Recommended
@@ -28,6 +29,7 @@ class ServerConfig:
     may leave its end of a stream full; drain: seconds that running requests have after SIGTERM.
     hosts: names that requests may call the server by, or any; they keep out web pages whose own name leads
     here.  origins: of web pages that browsers may ask from.  log_prompts: they and answers go into the log.
+    trace_file: the beginning and end of each request go there.
     """
 
     name: str
@@ -50,6 +52,7 @@ class ServerConfig:
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     log_prompts: bool = False
+    trace_file: Path | None = None
 
     def __post_init__(self) -> None:
         least = {

@@ -402,3 +402,20 @@ def test_lines_of_words():
 def test_settings_that_cannot_be(wrong):
     with pytest.raises(ConfigError):
         ServerConfig(name="x", **wrong)
+
+
+def test_a_trace_tells_of_requests_from_their_first_byte_to_their_last(serve, tmp_path):
+    async def work():
+        path = tmp_path / "trace.json"
+        served = serve("A secret answer.", trace_file=path)
+        http = served.http()
+        await http.post("/v1/chat/completions", json=BODY, headers={"x-request-id": "mine"})
+        await http.post("/v1/chat/completions", json={}, headers={"x-request-id": "wrong"})
+        await http.get("/v1/models")
+        events = [json.loads(line.rstrip(",")) for line in path.read_text().splitlines()[1:]]
+        spans = [(one["id"], one["ph"], one["args"]) for one in events if one["name"] == "request"]
+        assert [span[:2] for span in spans] == [("mine", "b"), ("mine", "e"), ("wrong", "b"), ("wrong", "e")]
+        assert spans[1][2]["status"] == 200 and spans[1][2]["completion_tokens"] > 3
+        assert spans[3][2]["status"] == 422 and "secret" not in path.read_text()
+
+    run(work())
