@@ -6,6 +6,7 @@ import fcntl
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from fourfold.engine.trace_file import TraceFile
 from fourfold.errors import ConfigError
 
 
-def events(path: Path) -> list[dict]:
+def events(path: Path) -> list[dict[str, Any]]:
     """As readers of the format take them: the closing bracket is absent."""
     return json.loads(path.read_text().rstrip().rstrip(",") + "]")
 
