@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -44,7 +45,8 @@ def serve(
         ),
     ] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A file of keys, one a line.", show_default="none")
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A file of keys, one a line; may be repeated."),
     ] = None,
     tls_cert: Annotated[
         Path | None,
@@ -163,7 +165,7 @@ def serve(
             f"{missing.name} is not installed; pip install 'fourfold[serve]' brings what the server needs"
         ) from None
 
-    keys = _keys(api_key, api_key_file)
+    keys = _keys(api_key or (), api_key_file or ())
     if not is_loopback(host) and not keys and not insecure:
         raise ConfigError(
             f"host is {host}, which others reach, and there is no key; add --api-key KEY, or --insecure if "
@@ -221,13 +223,14 @@ def serve(
     return DONE if ended else FAILED
 
 
-def _keys(given: list[str] | None, file: Path | None) -> tuple[str, ...]:
-    """All keys that there are: of options, of a file and of the environment."""
-    found = [*(given or ()), *os.environ.get(KEYS_VARIABLE, "").split()]
-    if file is not None:
-        found += file.read_text(encoding="utf-8").split()
-        if not found:
+def _keys(given: Sequence[str], files: Sequence[Path]) -> tuple[str, ...]:
+    """All keys that there are: of options, of files and of the environment."""
+    found = [*given, *os.environ.get(KEYS_VARIABLE, "").split()]
+    for file in files:
+        own = file.read_text(encoding="utf-8").split()
+        if not own:
             raise ConfigError(f"{file} holds no key; write one into each of its lines")
+        found += own
     return tuple(dict.fromkeys(found))
 
 

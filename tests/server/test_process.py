@@ -152,4 +152,7 @@ def test_keys_come_from_all_places(tmp_path, monkeypatch):
     file = tmp_path / "keys"
     file.write_text("first-key\nsecond-key\n")
     monkeypatch.setitem(os.environ, KEYS_VARIABLE, "third-key  fourth-key")
-    assert _keys(["first-key"], file) == ("first-key", "third-key", "fourth-key", "second-key")
+    other = tmp_path / "others"
+    other.write_text("fifth-key\n")
+    assert _keys([], [file, other])[-1] == "fifth-key"
+    assert _keys(["first-key"], [file]) == ("first-key", "third-key", "fourth-key", "second-key")
