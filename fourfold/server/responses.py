@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -66,7 +66,7 @@ class CallItem(Item):
     call_id: str
     name: str
     arguments: str
-    namespace: None = None
+    namespace: str | None = Field(default=None, exclude=True)
 
 
 class OutputItem(Item):
@@ -95,6 +95,15 @@ class Tool(Body):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+
+class Namespace(Body):
+    """Tools that belong together.  The model sees each under its own name; calls of them say `namespace`."""
+
+    type: Literal["namespace"]
+    name: str
+    description: str | None = None
+    tools: list[Tool]
 
 
 class NamedTool(Body):
@@ -139,7 +148,7 @@ class ResponsesRequest(SamplingFields):
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     reasoning: Reasoning | None = None
     text: TextOptions | None = None
-    tools: list[Tool] | None = None
+    tools: list[Annotated[Tool | Namespace, Field(discriminator="type")]] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     stream: bool | None = None
@@ -150,11 +159,23 @@ class ResponsesRequest(SamplingFields):
     include: list[Include] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     metadata: dict[str, Any] | None = None
+    client_metadata: dict[str, Any] | None = None
     user: str | None = None
     service_tier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     safety_identifier: str | None = None
+
+    def functions(self) -> Iterator[tuple[Tool, str | None]]:
+        """All tools, and the namespaces of those that have one.  RequestError: two have one name."""
+        known: set[str] = set()
+        for one in self.tools or ():
+            space = one.name if isinstance(one, Namespace) else None
+            for tool in one.tools if isinstance(one, Namespace) else [one]:
+                if tool.name in known:
+                    raise RequestError(f"tools has two called {tool.name!r}; give one another name")
+                known.add(tool.name)
+                yield tool, space
 
     @property
     def logprobs(self) -> int | None:
@@ -172,7 +193,9 @@ class ResponsesRequest(SamplingFields):
 
     def turn(self, server: Server) -> Turn:
         """RequestError: the conversation is refused."""
-        body = self.given("input", "instructions", "tools", "tool_choice", "text")
+        body = self.given("input", "instructions", "tool_choice", "text")
+        if self.tools is not None:
+            body["tools"] = [tool.given(*Tool.model_fields) for tool, _ in self.functions()]
         if self.reasoning is not None and self.reasoning.effort is not None:
             body["reasoning"] = {"effort": self.reasoning.effort}
         return convert("responses", body, format=server.config.format, thinking=server.config.thinking)
@@ -230,6 +253,7 @@ class Output:
 
     def __init__(self, body: ResponsesRequest, tokenizer: Tokenizer) -> None:
         self._body = body
+        self._spaces = {tool.name: space for tool, space in body.functions() if space is not None}
         self._tokenizer = tokenizer
         self._id = f"resp_{secrets.token_hex(12)}"
         self._created = int(time.time())
@@ -286,7 +310,10 @@ class Output:
         if self._open is None or not _alike(self._open, part):
             events += self._close()
             self._open = part
-            self._items.append(_item(part, f"{self._id}_{len(self._items)}"))
+            item = _item(part, f"{self._id}_{len(self._items)}")
+            if (space := self._spaces.get(item.get("name", ""))) is not None:
+                item["namespace"] = space
+            self._items.append(item)
             events.append(self._of_item("response.output_item.added", item=self._items[-1]))
             if isinstance(part, TextDelta):
                 events.append(self._of_part("response.content_part.added", part=_content(part, "", ())))

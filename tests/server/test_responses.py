@@ -148,6 +148,31 @@ def test_what_is_refused_is_named(serve, body, word):
     run(work())
 
 
+def test_tools_in_namespaces(serve):
+    async def work():
+        served = serve("why</think>" + CALL)
+        client = served.openai()
+        space = {"type": "namespace", "name": "more", "description": "more of them", "tools": TOOLS}
+        other = {**TOOLS[0], "name": "g"}
+        body = {**BASE, **THINK, "tools": [other, space], "extra_body": {"client_metadata": {"a": "b"}}}
+        first = await client.responses.create(**body)
+        (call,) = [item for item in first.output if item.type == "function_call"]
+        assert (call.name, call.namespace) == ("f", "more")
+        served.model.say("enough</think>Done.")
+        turns = [
+            {"role": "user", "content": ASK},
+            *(item.model_dump(exclude_none=True) for item in first.output),
+            {"type": "function_call_output", "call_id": call.call_id, "output": "42"},
+        ]
+        second = await client.responses.create(**{**body, "input": turns})
+        assert second.output_text == "Done."
+        assert second.usage.input_tokens_details.cached_tokens > first.usage.input_tokens
+        with pytest.raises(openai.BadRequestError, match="two called 'f'"):
+            await client.responses.create(**{**body, "tools": [*TOOLS, space]})
+
+    run(work())
+
+
 def test_nothing_is_stored(serve):
     async def work():
         client = serve().openai()
