@@ -22,8 +22,8 @@ from tests.server.test_chat import ASK
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 FIRST, SECOND = VECTORS / "tls_1.pem", VECTORS / "tls_2.pem"
-"""Each a certificate of localhost until 2126 and its key, which keeps nothing secret: openssl req -x509 -newkey ec
--pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 36500 -subj /CN=localhost
+"""Each a certificate of localhost until 2126 and its key, which keeps nothing secret: openssl req -x509
+-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 36500 -subj /CN=localhost
 -addext subjectAltName=DNS:localhost,IP:127.0.0.1"""
 
 
