@@ -100,7 +100,7 @@ def test_the_dashboard_shows_metrics_that_exist():
         def stats(self) -> EngineStats:
             return EngineStats(0, 0, 1, 1, 0, 0, 0, 0, Counters())
 
-    text = Metrics("m", Engine().stats).text().decode()
+    text = Metrics("m", Engine()).text().decode()
     kinds = dict(re.findall(r"^# TYPE (\S+) (\w+)$", text, re.M))
     known = {
         name + suffix
