@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Protocol
 
 import typer
 
 from fourfold.cli import DONE, FAILED, INTERRUPTED, console, options
 from fourfold.cli.answer import Spoken, messages_of, speak, speed_line
+from fourfold.cli.groups import Drawing, Loading, Speeding, grouped
 from fourfold.cli.model import Opened, model_name, open_model, tiers_line
 from fourfold.cli.remote import Remote, RemoteConversation
-from fourfold.engine.config import CACHE_SIZE
 from fourfold.engine.generate import GenerateOptions
 from fourfold.engine.session import Session
 from fourfold.errors import FourfoldError, RequestError
@@ -27,12 +27,16 @@ Ctrl-C  stop the answer; what was said so far stays"""
 
 
 _LOCAL = (
-    "min_p", "prompt_format", "draft", "device", "numerics", "threads", "device_memory", "ram", "expert_copy",
-    "expert_counts", "cache_dir", "cache_size", "stats",
-)  # fmt: skip
+    "min_p",
+    "repetition_penalty",
+    "prompt_format",
+    "stats",
+    *(option.name for group in (Speeding, Loading) for option in fields(group)),
+)
 """What a server decides, and not who asks it."""
 
 
+@grouped
 def chat(
     context: typer.Context,
     model: Annotated[
@@ -52,24 +56,12 @@ def chat(
     effort: options.Effort = None,
     prompt_format: options.PromptFormat = None,
     max_tokens: options.MaxTokens = 1024,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
     seed: options.Seed = None,
-    draft: options.Draft = "none",
-    device: options.Device = "cpu",
-    numerics: options.Numerics = "fast",
-    kv: options.Kv = None,
-    threads: options.Threads = 0,
-    device_memory: options.DeviceMemory = None,
-    ram: options.Ram = None,
-    expert_copy: options.ExpertCopy = None,
-    expert_counts: options.ExpertCounts = None,
-    cache_dir: options.CacheDir = None,
-    cache_size: options.CacheSize = CACHE_SIZE,
     stats: options.Stats = False,
+    *,
+    drawing: Drawing,
+    speeding: Speeding,
+    loading: Loading,
 ) -> int:
     """Talk with a model. Without a terminal, each line of stdin is one turn."""
     if url is not None:
@@ -79,9 +71,9 @@ def chat(
         remote = Remote(url, api_key)
         values: dict[str, Any] = {
             "max_tokens": max_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
+            "temperature": drawing.temperature,
+            "top_p": drawing.top_p,
+            "top_k": drawing.top_k,
         }
         values |= {"seed": seed, "reasoning_effort": effort}
         values |= {"thinking": {"type": "enabled"}} if think or effort else {}
@@ -94,26 +86,9 @@ def chat(
         format=prompt_format or format_of(model_name(model)),
     )
     beginning.prompt()  # what is wrong with it is told now, not after the first turn
-    opened = open_model(
-        model,
-        device=device,
-        numerics=numerics,
-        threads=threads,
-        device_memory=device_memory,
-        ram=ram,
-        expert_copy=expert_copy,
-        expert_counts=expert_counts,
-        kv=kv,
-    )
-    sampling = opened.sampler(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
-    session = Session(opened.model, draft=draft, cache_dir=cache_dir, cache_size=cache_size)
+    opened = open_model(model, loading)
+    sampling = opened.sampler(drawing, seed)
+    session = Session(opened.model, **speeding.given())
     talk = Conversation(opened, session, beginning, {"max_tokens": max_tokens, **sampling}, stats)
     return _talk(talk)
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 
 from fourfold.cli import console, options
+from fourfold.cli.groups import Loading
 from fourfold.cli.model import open_model
 from fourfold.protocol import PromptFormat
 from fourfold.protocol import prompt_format as format_of
@@ -50,9 +51,7 @@ def evaluate(
         tasks=read,
         prompt_format=prompt_format,
         max_tokens=max_tokens,
-        device=device,
-        numerics=numerics,
-        threads=threads,
+        loading=Loading(device=device, numerics=numerics, threads=threads),
     )
     ours = measured(path)
     theirs = None if against is None else measured(against)
@@ -75,14 +74,12 @@ def _figures(
     tasks: list[Task],
     prompt_format: PromptFormat | None,
     max_tokens: int,
-    device: str,
-    numerics: str,
-    threads: int,
+    loading: Loading,
 ) -> Figures:
     """The figures of every task of one model, which is gone when this returns."""
     from fourfold.evaluation.measures import Evaluator, texts
 
-    opened = open_model(path, device=device, numerics=numerics, threads=threads)
+    opened = open_model(path, loading)
     evaluator = Evaluator(opened.model, prompt_format or format_of(opened.name), max_tokens)
     columns = (*Progress.get_default_columns(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

@@ -10,14 +10,15 @@ import typer
 from fourfold.cli import DONE, INTERRUPTED, console, options
 from fourfold.cli.answer import Spoken, messages_of, speak, speed_line
 from fourfold.cli.constraint import constraint_of
+from fourfold.cli.groups import Drawing, Loading, Speeding, grouped
 from fourfold.cli.model import Opened, model_name, open_model, tiers_line
-from fourfold.engine.config import CACHE_SIZE
 from fourfold.engine.generate import GenerateOptions, Generation
 from fourfold.engine.generate import generate as run
 from fourfold.protocol import Chat
 from fourfold.protocol import prompt_format as format_of
 
 
+@grouped
 def generate(
     prompt: Annotated[
         str, typer.Argument(help="The text to continue, or with --chat the question; - reads stdin.")
@@ -34,28 +35,16 @@ def generate(
     effort: options.Effort = None,
     prompt_format: options.PromptFormat = None,
     max_tokens: options.MaxTokens = 256,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
     json_schema: options.JsonSchema = None,
     regex: options.Regex = None,
-    draft: options.Draft = "none",
-    device: options.Device = "cpu",
-    numerics: options.Numerics = "fast",
-    kv: options.Kv = None,
-    threads: options.Threads = 0,
-    device_memory: options.DeviceMemory = None,
-    ram: options.Ram = None,
-    expert_copy: options.ExpertCopy = None,
-    expert_counts: options.ExpertCounts = None,
-    cache_dir: options.CacheDir = None,
-    cache_size: options.CacheSize = CACHE_SIZE,
     stats: options.Stats = False,
     json: options.Json = False,
+    *,
+    drawing: Drawing,
+    speeding: Speeding,
+    loading: Loading,
 ) -> int:
     """Print one answer and its speed.
 
@@ -76,25 +65,8 @@ def generate(
     constraint = constraint_of(json_schema, regex)
     if constraint is not None and conversation is not None and conversation.thinking:
         constraint = constraint.after_thinking()
-    opened = open_model(
-        model,
-        device=device,
-        numerics=numerics,
-        threads=threads,
-        device_memory=device_memory,
-        ram=ram,
-        expert_copy=expert_copy,
-        expert_counts=expert_counts,
-        kv=kv,
-    )
-    sampling = opened.sampler(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    opened = open_model(model, loading)
+    sampling = opened.sampler(drawing, seed)
     given = text if rendered is None else rendered.encode(opened.tokenizer)
     wanted: GenerateOptions = {
         "max_tokens": max_tokens,
@@ -102,7 +74,7 @@ def generate(
         "constraint": constraint,
         **sampling,
     }
-    generation = run(opened.model, given, draft=draft, cache_dir=cache_dir, cache_size=cache_size, **wanted)
+    generation = run(opened.model, given, **speeding.given(), **wanted)
     if not chat and not json and sys.stdout.isatty():
         console.aside(text)
     spoken = speak(generation, conversation, show=not json)

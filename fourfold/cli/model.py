@@ -5,19 +5,18 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 import fourfold
 from fourfold import kernels
 from fourfold.cli import console
-from fourfold.engine.defaults import recommended
+from fourfold.cli.groups import Drawing, Loading
+from fourfold.engine.defaults import Recommended, recommended
 from fourfold.engine.generate import GenerateOptions
-from fourfold.engine.sampler import Sampling
 from fourfold.errors import RequestError
 from fourfold.kernels import cpu
-from fourfold.model.numerics import Kv
 from fourfold.tokenizer import FILE_NAME, Tokenizer
 from fourfold.weights.hub import resolve
 
@@ -32,12 +31,11 @@ class Opened:
     model: Transformer
     tokenizer: Tokenizer
     name: str
-    sampling: Sampling
+    recommended: Recommended
 
-    def sampler(self, **chosen: Any) -> GenerateOptions:
+    def sampler(self, drawing: Drawing, seed: int | None) -> GenerateOptions:
         """Keyword arguments for `generate`: the checkpoint's, and what the user chose."""
-        given = {key: value for key, value in chosen.items() if value is not None}
-        sampling = replace(self.sampling, **given)
+        sampling = replace(self.recommended.sampling, **drawing.given(), seed=seed)
         return {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -45,6 +43,7 @@ class Opened:
             "min_p": sampling.min_p,
             "repetition_penalty": sampling.repetition_penalty,
             "seed": sampling.seed,
+            "stop_tokens": self.recommended.stop_tokens,
         }
 
 
@@ -61,30 +60,30 @@ def model_name(path: str | None) -> str:
     return Path(path).name or path
 
 
-def open_model(
-    path: str | None,
-    *,
-    device: str,
-    numerics: str,
-    threads: int,
-    device_memory: str | None = None,
-    ram: str | None = None,
-    expert_copy: str | Path | None = None,
-    expert_counts: str | Path | None = None,
-    kv: Kv | None = None,
-) -> Opened:
+def open_model(path: str | None, loading: Loading) -> Opened:
     """Load a checkpoint folder or repo id (None: the shipped model) and say so on stderr.
 
     What is small and can be wrong is read before the weights.
     """
-    use_threads(threads)
+    use_threads(loading.threads)
     name = model_name(path)
     start = time.perf_counter()
     folder = resolve(path or str(fourfold.shipped_model()))
-    sampling = recommended(folder)
+    advice = recommended(folder)
+    if advice.unused:
+        console.note(f"of generation_config.json, {', '.join(advice.unused)} are not heeded")
     if not (folder / FILE_NAME).exists():
         raise RequestError(f"{name} has no {FILE_NAME}; put the model's own into its folder")
-    model = fourfold.load(folder, device, numerics, ram, expert_copy, device_memory, kv, expert_counts)
+    model = fourfold.load(
+        folder,
+        loading.device,
+        loading.numerics,
+        loading.ram,
+        loading.expert_copy,
+        loading.device_memory,
+        loading.kv,
+        loading.expert_counts,
+    )
     assert model.tokenizer is not None
     seconds = time.perf_counter() - start
     stored = sum(parameter.nbytes for parameter in model.parameters())
@@ -92,9 +91,9 @@ def open_model(
         f"{name}, {model.config.num_hidden_layers} layers, {console.size(stored)} "
         f"in {console.number(seconds)} s ({console.size(stored / seconds)}/s)"
     )
-    if line := kernel_line(torch.device(device).type):
+    if line := kernel_line(torch.device(loading.device).type):
         console.note(line)
-    return Opened(model, model.tokenizer, name, sampling)
+    return Opened(model, model.tokenizer, name, advice)
 
 
 def tiers_line(model: Transformer) -> str:

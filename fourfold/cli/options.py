@@ -50,7 +50,7 @@ def _stop(strings: list[str] | None) -> list[str] | None:
     return strings
 
 
-def _size(name: str) -> Callable[[str | None], str | None]:
+def size(name: str) -> Callable[[str | None], str | None]:
     """A check of a number of bytes."""
 
     def check(text: str | None) -> str | None:
@@ -93,7 +93,7 @@ Threads = Annotated[int, typer.Option(help="CPU threads that compute; 0 leaves i
 Ram = Annotated[
     str | None,
     typer.Option(
-        callback=_size("ram"),
+        callback=size("ram"),
         metavar="SIZE",
         help="RAM for weights, 24GiB for one; experts beyond it are read from disk when needed.",
         show_default="what is free, less an 8th",
@@ -102,7 +102,7 @@ Ram = Annotated[
 DeviceMemory = Annotated[
     str | None,
     typer.Option(
-        callback=_size("device_memory"),
+        callback=size("device_memory"),
         metavar="SIZE",
         help="Of --device, for weights; experts beyond it stay in RAM and are computed by the CPU meanwhile.",
         show_default="what is free there, less an 8th",
@@ -137,7 +137,7 @@ CacheDir = Annotated[
 ]
 CacheSize = Annotated[
     str,
-    typer.Option(callback=_size("cache_size"), metavar="SIZE", help="How much of --cache-dir may be used."),
+    typer.Option(callback=size("cache_size"), metavar="SIZE", help="How much of --cache-dir may be used."),
 ]
 Stats = Annotated[bool, typer.Option("--stats", help="Say on stderr what reading experts has cost.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]

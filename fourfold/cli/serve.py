@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 import fourfold
 from fourfold.cli import DONE, FAILED, console, options
+from fourfold.cli.groups import Drawing, Loading, Speeding, grouped
 from fourfold.cli.model import model_name
 from fourfold.config import ModelConfig
-from fourfold.engine.config import CACHE_SIZE, EngineConfig
+from fourfold.engine.config import EngineConfig
 from fourfold.engine.defaults import recommended
+from fourfold.engine.trace_file import TraceFile
 from fourfold.errors import ConfigError, RequestError
 from fourfold.protocol import prompt_format as format_of
 from fourfold.protocol import thinks_unasked
@@ -31,6 +34,7 @@ def _named(texts: list[str] | None) -> list[str] | None:
     return texts
 
 
+@grouped
 def serve(
     model: Annotated[
         str | None, typer.Argument(help="Checkpoint folder or repo id.", show_default="the shipped model")
@@ -56,7 +60,20 @@ def serve(
         ),
     ] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A file of keys, one a line.", show_default="none")
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A file of keys, one a line; may be repeated."),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Certificate chain (PEM): serve https. Read again when it changes."
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Its private key, without a password.", show_default="in --tls-cert"
+        ),
     ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine without a key.")
@@ -70,10 +87,6 @@ def serve(
         ),
     ] = None,
     prompt_format: options.PromptFormat = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
     max_running: Annotated[int, typer.Option(help="Requests that are computed at once.", min=1)] = 32,
     max_waiting: Annotated[
         int, typer.Option(help="Requests that may wait; more are told to come later.", min=1)
@@ -84,12 +97,39 @@ def serve(
     ] = None,
     max_choices: Annotated[int, typer.Option(help="The most answers of one request (n).", min=1)] = 16,
     max_body: Annotated[int, typer.Option(help="The largest request, in MiB.", min=1)] = 16,
+    max_messages: Annotated[int, typer.Option(help="The most messages of one request.", min=1)] = 4096,
+    step_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of one forward pass, prompts and answers together.",
+            min=2,
+            show_default="512, twice --max-running at least",
+        ),
+    ] = None,
     cache_memory: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Memory of the KV cache.", show_default="by what is free"),
+        typer.Option(
+            callback=options.size("cache_memory"),
+            metavar="SIZE",
+            help="Memory of the KV cache.",
+            show_default="by what is free",
+        ),
     ] = None,
-    cache_dir: options.CacheDir = None,
-    cache_size: options.CacheSize = CACHE_SIZE,
+    saved_memory: Annotated[
+        str | None,
+        typer.Option(
+            callback=options.size("saved_memory"),
+            metavar="SIZE",
+            help="RAM for requests that are put aside and for what comes from --cache-dir.",
+            show_default="a 4th of --cache-memory",
+        ),
+    ] = None,
+    snapshots: Annotated[
+        int, typer.Option(help="States kept for prompts that begin alike; 0: none.", min=0)
+    ] = EngineConfig.snapshots,
+    snapshot_every: Annotated[
+        int, typer.Option(help="Tokens between two of them inside a text.", min=1)
+    ] = EngineConfig.snapshot_every,
     cache_scope: Annotated[
         Literal["key", "global"], typer.Option(help="Who finds whose cached prefixes: one API key's, or all.")
     ] = "key",
@@ -99,38 +139,57 @@ def serve(
         list[str] | None,
         typer.Option(help="A web page's origin that browsers may ask from; may be repeated."),
     ] = None,
+    keep_alive: Annotated[
+        float, typer.Option(help="Seconds between comments in a stream that has nothing to say.", min=0.01)
+    ] = 10,
+    read_timeout: Annotated[
+        float, typer.Option(help="Seconds that a client may leave its stream unread.", min=0.01)
+    ] = 60,
     drain_timeout: Annotated[
         float, typer.Option(help="Seconds that running requests have after SIGTERM.", min=1)
     ] = 30,
+    log_format: Annotated[
+        Literal["json", "text"], typer.Option(help="Of the lines on stderr, one for each request.")
+    ] = "json",
+    trace_file: Annotated[
+        Path | None,
+        typer.Option(
+            callback=options.new_file,
+            metavar="FILE",
+            help="Write what happens to each request there, for ui.perfetto.dev; 64 MiB, and a .1 before.",
+            show_default="none",
+        ),
+    ] = None,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Put prompts and answers into the log.")
     ] = False,
-    draft: options.Draft = "none",
-    device: options.Device = "cpu",
-    numerics: options.Numerics = "fast",
-    threads: options.Threads = 0,
-    device_memory: options.DeviceMemory = None,
-    ram: options.Ram = None,
-    expert_copy: options.ExpertCopy = None,
-    expert_counts: options.ExpertCounts = None,
+    *,
+    drawing: Drawing,
+    speeding: Speeding,
+    loading: Loading,
 ) -> int:
     """Serve a model to clients of OpenAI, Anthropic and DeepSeek."""
     try:
         from fourfold.server import Backend, Process, Server, ServerConfig
+        from fourfold.server.calls import Log
         from fourfold.server.run import address, bound, is_loopback, run
+        from fourfold.server.tls import Certificate
         from fourfold.worker.wire import launch
     except ModuleNotFoundError as missing:
         raise RequestError(
             f"{missing.name} is not installed; pip install 'fourfold[serve]' brings what the server needs"
         ) from None
 
-    keys = _keys(api_key, api_key_file)
+    keys = _keys(api_key or (), api_key_file or ())
     if not is_loopback(host) and not keys and not insecure:
         raise ConfigError(
             f"host is {host}, which others reach, and there is no key; add --api-key KEY, or --insecure if "
             "something in front of it lets nobody in"
         )
     adapters = dict(one.split("=", 1) for one in adapter or ())
+    if tls_key is not None and tls_cert is None:
+        raise typer.BadParameter("--tls-key needs --tls-cert")
+    certificate = None if tls_cert is None else Certificate(tls_cert, tls_key)
     own = model_name(model)
     config = ServerConfig(
         name=name or own,
@@ -141,56 +200,54 @@ def serve(
         keys=keys,
         cache_scope=cache_scope,
         body_bytes=max_body << 20,
+        messages=max_messages,
         choices=max_choices,
         answer_tokens=max_tokens,
         waiting=max_waiting,
         key_running=key_concurrency,
         key_rate=key_rate,
+        keep_alive=keep_alive,
+        slow_reader=read_timeout,
         drain=drain_timeout,
         hosts=("localhost", "127.0.0.1", "::1", host) if is_loopback(host) else (),
         origins=tuple(cors_origin or ()),
         log_prompts=log_prompts,
+        trace_file=trace_file,
     )
     engine_config = EngineConfig(
         max_running=max_running,
-        step_tokens=max(EngineConfig.step_tokens, 2 * max_running),
+        step_tokens=step_tokens or max(EngineConfig.step_tokens, 2 * max_running),
         memory=cache_memory,
-        cache_dir=cache_dir,
-        cache_size=cache_size,
-        draft=draft,
+        snapshots=snapshots,
+        snapshot_every=snapshot_every,
+        saved_memory=saved_memory,
+        trace_file=None if trace_file is None else str(trace_file),
+        **speeding.given(),
     )
-    wanted: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
-    given = {key: value for key, value in wanted.items() if value is not None}
+    if trace_file is not None:
+        TraceFile(trace_file, fresh=True).close()
     with bound(host, port) as listening:
         folder = resolve(model or str(fourfold.shipped_model()))
-        config = replace(config, sampling=replace(recommended(folder), **given))
-        process = Process(
-            launch(
-                folder,
-                engine_config,
-                adapters,
-                device=device,
-                numerics=numerics,
-                threads=threads,
-                device_memory=device_memory,
-                ram=ram,
-                expert_copy=expert_copy,
-                expert_counts=expert_counts,
-            )
-        )
-        engine = Backend(process, fourfold.tokenizer(folder), ModelConfig.from_file(folder / "config.json"))
+        advice = recommended(folder)
+        advice = replace(advice, sampling=replace(advice.sampling, **drawing.given()))
+        config = replace(config, recommended=advice)
+        process = Process(launch(folder, engine_config, adapters, **asdict(loading)))
+        known = ModelConfig.from_file(folder / "config.json")
+        engine = Backend(process, fourfold.tokenizer(folder), known, Log(log_format))
         server = Server(engine, config)
-        ended = run(server, listening, lambda: _announce(config.name, address(listening), bool(keys)))
+        url = address(listening, secure=certificate is not None)
+        ended = run(server, listening, lambda: _announce(config.name, url, bool(keys)), certificate)
     return DONE if ended else FAILED
 
 
-def _keys(given: list[str] | None, file: Path | None) -> tuple[str, ...]:
-    """All keys that there are: of options, of a file and of the environment."""
-    found = [*(given or ()), *os.environ.get(KEYS_VARIABLE, "").split()]
-    if file is not None:
-        found += file.read_text(encoding="utf-8").split()
-        if not found:
+def _keys(given: Sequence[str], files: Sequence[Path]) -> tuple[str, ...]:
+    """All keys that there are: of options, of files and of the environment."""
+    found = [*given, *os.environ.get(KEYS_VARIABLE, "").split()]
+    for file in files:
+        own = file.read_text(encoding="utf-8").split()
+        if not own:
             raise ConfigError(f"{file} holds no key; write one into each of its lines")
+        found += own
     return tuple(dict.fromkeys(found))
 
 

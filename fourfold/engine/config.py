@@ -12,6 +12,8 @@ from fourfold.config import ModelConfig
 from fourfold.engine.disk import DiskCache
 from fourfold.engine.drafts import MOST
 from fourfold.engine.limits import Limits
+from fourfold.engine.timeline import Timeline
+from fourfold.engine.trace_file import TraceFile
 from fourfold.errors import ConfigError
 from fourfold.model.paged_shape import Shape
 from fourfold.model.transformer import Transformer
@@ -52,6 +54,7 @@ class EngineConfig:
     cache_size: how much of it may be used, by all models.
     draft: who guesses tokens that one step then verifies, as long as that pays: "ngram", what followed when
     the text last ended so; "mtp", that and the model's MTP block; "none".  The answers are the same bits.
+    trace_file: what happens to each request is written there, as `fourfold.engine.timeline` describes.
     """
 
     max_running: int = 32
@@ -63,6 +66,7 @@ class EngineConfig:
     cache_dir: str | Path | None = None
     cache_size: int | str = CACHE_SIZE
     draft: Draft = "none"
+    trace_file: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.draft not in DRAFTS:
@@ -139,6 +143,10 @@ class EngineConfig:
         if self.cache_dir is None:
             return None
         return DiskCache(model, Path(self.cache_dir), parse_ram(self.cache_size, "cache_size"))
+
+    def timeline(self) -> Timeline | None:
+        """What writes the trace; None without a file for it.  ConfigError: it cannot be written to."""
+        return None if self.trace_file is None else Timeline(TraceFile(Path(self.trace_file)))
 
     def _saved(self, memory: int) -> int:
         if self.saved_memory is None:

@@ -30,6 +30,7 @@ from fourfold.engine.request import Request, boundaries, check_ids, prompt_ids
 from fourfold.engine.runner import Runner
 from fourfold.engine.scheduler import Scheduler
 from fourfold.engine.speculative import Speculator
+from fourfold.engine.trace_file import now
 from fourfold.engine.work import Work
 from fourfold.errors import RequestError
 from fourfold.loading import load_adapters
@@ -98,6 +99,7 @@ class Engine:
         if self.config.draft != "none":
             self._speculator = Speculator(model, limits, mtp=self.config.draft == "mtp")
         self._log = None if disk is None else disk.log
+        self._timeline = self.config.timeline()
         self._work_of: dict[Job, Work] = {}
         self._special = frozenset(found.special_ids.values())
         self._unusable = torch.tensor(found.unused_ids(model.config.vocab_size), dtype=torch.int64)
@@ -220,6 +222,8 @@ class Engine:
         self._grammars.close()
         if self._runner.disk is not None:
             self._runner.disk.close()
+        if self._timeline is not None:
+            self._timeline.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -335,6 +339,8 @@ class Engine:
         for work in works:
             self._work_of[work.job] = work
             self._scheduler.submit(work.job)
+            if self._timeline is not None:
+                self._timeline.came(work)
 
     def _cancel(self, answer: Answer) -> None:
         self._end(answer)
@@ -344,14 +350,22 @@ class Engine:
         """Give an answer up, for this reason or none."""
         for job in [job for job, work in self._work_of.items() if work.answer is answer]:
             self._scheduler.end(job, keep=False)
-            del self._work_of[job]
+            self._leave(job, error)
         answer.give_up(error)
+
+    def _leave(self, job: Job, error: Exception | None = None) -> None:
+        """Nothing is computed for it any more."""
+        work = self._work_of.pop(job)
+        if self._timeline is not None:
+            self._timeline.ended(work, error)
 
     def _step(self) -> None:
         self._obey()
         try:
             self._welcome(0.0)
             shares = self._scheduler.plan()
+            if self._timeline is not None:
+                self._timeline.planned()
             self._act()
             if shares := [share for share in shares if share.job.phase is Phase.RUNNING]:
                 self._run(shares)
@@ -359,9 +373,9 @@ class Engine:
                 self._welcome(_PATIENCE)
         except Exception as error:
             # No single request's fault, and the books may be wrong: all are given up, and new books begun.
-            for work in self._work_of.values():
+            for job, work in list(self._work_of.items()):
                 work.answer.give_up(error)
-            self._work_of.clear()
+                self._leave(job, error)
             self._scheduler = Scheduler(self._scheduler.limits, self._scheduler.stored)
             self._runner.forget()
 
@@ -383,7 +397,7 @@ class Engine:
 
     def _run(self, shares: Sequence[Share]) -> None:
         """Compute; where that fails, each request alone, so that it fails for those who cause it."""
-        start = time.perf_counter()
+        start, traced = time.perf_counter(), now()
         for share in shares:
             if share.drafts:
                 self._work_of[share.job].chooser.draft(share.drafts)
@@ -402,6 +416,8 @@ class Engine:
         accepted, failed = self._say(shares, logits)
         self._runner.commit(shares, self._scheduler.advance(shares, accepted), accepted)
         seconds = time.perf_counter() - start
+        if self._timeline is not None:
+            self._timeline.step(traced, shares, begun, accepted)
         answers = [self._work_of[share.job].answer for share in shares]
         for share in shares:
             work = self._work_of[share.job]
@@ -447,7 +463,7 @@ class Engine:
         slot = job.slot
         for kept in self._scheduler.end(job, keep=True):
             self._runner.keep(slot, kept)
-        del self._work_of[job]
+        self._leave(job)
 
     def _writers(self, shares: Sequence[Share], accepted: Mapping[Job, int]) -> list[Writer]:
         """Those of a step who go on."""

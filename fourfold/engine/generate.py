@@ -33,6 +33,7 @@ class GenerateOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float]
     seed: int | None
     stop: str | Sequence[str]
+    stop_tokens: Sequence[int]
     constraint: Constraint | None
 
 
@@ -51,6 +52,7 @@ def generate(
     logit_bias: Mapping[int, float] | None = None,
     seed: int | None = None,
     stop: str | Sequence[str] = (),
+    stop_tokens: Sequence[int] = (),
     constraint: Constraint | None = None,
     draft: Draft = "none",
     tokenizer: Tokenizer | None = None,
@@ -61,9 +63,10 @@ def generate(
 
     A text is continued as it is, with the beginning-of-sentence token put in front once; special tokens
     spelled in it stay plain characters. Ids (a sequence, or a tensor [T] or [1, T]) are taken exactly as
-    given: use them for rendered chats. Ends at the end-of-sentence token, at a stop string (not part of the
-    text), after max_tokens, or where the context ends. The same seed gives the same text; without a seed one
-    is drawn (`Generation.sampling.seed` tells it). docs/sampling.md says what the options mean.
+    given: use them for rendered chats. Ends at the end-of-sentence token, a stop token or a stop string (no
+    part of the text), after max_tokens, or where the context ends. The same seed gives the same text;
+    without a seed one is drawn (`Generation.sampling.seed` tells it). docs/sampling.md says what the options
+    mean.
 
     m: what `fourfold.load` returned. tokenizer: the model's own (`m.tokenizer`) unless given.
     draft: "mtp" or "ngram" guess tokens that are then verified, as long as that is faster; see EngineConfig.
@@ -88,7 +91,14 @@ def generate(
         seed=seed,
     )
     ids = prompt_ids(prompt, tokenizer, m.config)
-    request = Request(prompt=ids, max_tokens=max_tokens, sampling=sampling, stop=stop, constraint=constraint)
+    request = Request(
+        prompt=ids,
+        max_tokens=max_tokens,
+        sampling=sampling,
+        stop=stop,
+        stop_tokens=stop_tokens,
+        constraint=constraint,
+    )
     longest = min(len(ids) + max_tokens, m.config.max_position_embeddings)
     config = EngineConfig.for_one(
         m.cache_shape,

@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 from fourfold.engine.answer import Answer
 from fourfold.engine.request import Request
 from fourfold.errors import ConfigError, FourfoldError, RequestError
-from fourfold.tiers.files import say
+from fourfold.tiers.files import say, write_all
 
 _SUFFIX, _NEW = ".log", ".new"
 _KEPT = 86400.0
@@ -205,7 +205,7 @@ class RequestLog:
             if self._size > _SPARE + 2 * sum(entry.size for entry in self._entries.values()):
                 self._rewrite()
             else:
-                _write_all(self._file, line)
+                write_all(self._file, line)
             self._dirty.set()
         except OSError as error:
             os.close(self._file)
@@ -218,7 +218,7 @@ class RequestLog:
         new = self._path.with_suffix(_NEW)
         file = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         fcntl.flock(file, fcntl.LOCK_EX)
-        _write_all(file, data)
+        write_all(file, data)
         os.fsync(file)
         os.replace(new, self._path)
         if self._file is not None:
@@ -293,9 +293,3 @@ def _checked(line: bytes) -> Any:
     if line[:9] != b"%08x " % zlib.crc32(data):
         raise ValueError("its checksum is wrong")
     return json.loads(data)
-
-
-def _write_all(file: int, data: bytes) -> None:
-    done = 0
-    while done < len(data):
-        done += os.write(file, data[done:])

@@ -37,6 +37,7 @@ class Request:
     constraint: what the answer must look like.  priority: higher goes first.
     id: a name under which an engine with a cache_dir logs it, for `Engine.resume`; no two may run under one.
     adapter: name of the engine's adapter that computes it; "" is the base alone.
+    label: what the engine's trace calls it.
     scope: beginnings that were computed for one scope are not found from another, nor by the time they take.
     RequestError, on construction, names what is not allowed.
     """
@@ -55,6 +56,7 @@ class Request:
     priority: int = 0
     id: str | None = None
     adapter: str = ""
+    label: str = ""
     scope: str = ""
 
     def __post_init__(self) -> None:

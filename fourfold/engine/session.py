@@ -26,7 +26,8 @@ class Session:
     def generate(self, prompt: Sequence[int], **options: Unpack[GenerateOptions]) -> Generation:
         """As `engine.generate`; what `prompt` shares with earlier ones is not computed again."""
         values: dict[str, Any] = {"max_tokens": 256, **options}
-        own = {name: values.pop(name) for name in ("max_tokens", "stop", "constraint") if name in values}
+        names = ("max_tokens", "stop", "stop_tokens", "constraint")
+        own = {name: values.pop(name) for name in names if name in values}
         request = Request(prompt=prompt, sampling=Sampling(**values), **own)
         return Generation(self._engine, request)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from fourfold.engine.job import Job
 from fourfold.engine.logprobs import token_logprob
 from fourfold.engine.masks import Stuck
 from fourfold.engine.sampler import sample
+from fourfold.engine.trace_file import now
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +24,8 @@ class Work:
     answer: Answer
     choice: Choice
     chooser: Chooser
+    came: float = field(default_factory=now)
+    """When it was asked for, on the clock of traces."""
 
     def replay(self, ids: Sequence[int]) -> None:
         """These tokens are known from before."""

@@ -97,11 +97,9 @@ class Reply:
             )
         if request.n > config.choices:
             raise ApiError(422, f"n is {request.n}; allowed: at most {config.choices}", param="n")
-        most = config.answer_tokens
-        if most is not None and (request.max_tokens is None or request.max_tokens > most):
-            request = replace(request, max_tokens=most)
         scope = self._call.key if config.cache_scope == "key" else ""
-        self.answer = await server.engine.submit(replace(request, scope=scope))
+        label = self._call.label()
+        self.answer = await server.engine.submit(replace(config.bounded(request), scope=scope, label=label))
         self.usage.prompt = len(self.answer.prompt_ids)
         self._call.prompt_tokens += self.usage.prompt
         metrics.prompt_tokens.inc(self.usage.prompt)

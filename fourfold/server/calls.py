@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 
 @dataclass
@@ -35,6 +35,14 @@ class Call:
     texts: list[str] = field(default_factory=list)
     """Prompt and answers, where the operator wants them in the log."""
 
+    asked: int = 0
+    """Requests to the engine."""
+
+    def label(self) -> str:
+        """What traces call the next request to the engine."""
+        self.asked += 1
+        return self.id if self.asked == 1 else f"{self.id} prompt {self.asked}"
+
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self.started
@@ -47,15 +55,24 @@ def call_id(wanted: str | None) -> str:
     return f"req_{secrets.token_hex(12)}"
 
 
-class Log:
-    """JSON, one line an event.  Of texts only what the caller puts in."""
+LogFormat = Literal["json", "text"]
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+
+class Log:
+    """One line an event: JSON, or words.  Of texts only what the caller puts in."""
+
+    def __init__(self, format: LogFormat = "json", stream: TextIO | None = None) -> None:
+        self._format = format
         self._stream = stream
 
     def write(self, event: str, **fields: Any) -> None:
-        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
-        text = json.dumps(line, ensure_ascii=True, default=str)
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        if self._format == "json":
+            text = _json({"time": time, "event": event, **fields})
+        else:
+            # Values as JSON: none can begin another line.
+            words = [f"{name}={_json(value)}" for name, value in fields.items()]
+            text = " ".join([time, event, *words])
         print(text, file=self._stream or sys.stderr, flush=True)
 
     def call(self, call: Call) -> None:
@@ -77,3 +94,7 @@ class Log:
         if call.texts:
             line["texts"] = call.texts
         self.write("request", **line)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=True, default=str)

@@ -10,6 +10,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fourfold.engine.timeline import on_track
+from fourfold.engine.trace_file import TraceFile, now
 from fourfold.server.access import Keys
 from fourfold.server.backend import Server
 from fourfold.server.calls import Call, call_id
@@ -31,6 +33,8 @@ class Gate:
         self._app = app
         self._server = server
         self._keys = Keys(server.config.keys)
+        path = server.config.trace_file
+        self._trace = None if path is None else TraceFile(path)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -39,6 +43,9 @@ class Gate:
         headers = Headers(scope=scope)
         call = Call(call_id(headers.get("x-request-id")), scope["method"], scope["path"])
         scope.setdefault("state", {})["call"] = call
+        traced = self._trace if call.method == "POST" else None
+        if traced is not None:
+            traced.write(on_track("b", call.id, "request", now(), path=call.path))
 
         async def answered(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -65,6 +72,9 @@ class Gate:
             self._server.metrics.http(call.method if route is not None else "other", path, call.status)
             if call.status == GONE:
                 self._server.metrics.vanished.inc()
+            if traced is not None:
+                tokens = {"prompt_tokens": call.prompt_tokens, "completion_tokens": call.completion_tokens}
+                traced.write(on_track("e", call.id, "request", now(), status=call.status, **tokens))
             if call.path not in _QUIET:
                 self._server.log.call(call)
 

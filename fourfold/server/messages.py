@@ -109,6 +109,17 @@ class OutputConfig(Body):
     format: AnswerFormat | None = None
 
 
+class KeepThinking(Body):
+    """The one edit of the conversation that leaves it as it is."""
+
+    type: Literal["clear_thinking_20251015"]
+    keep: Literal["all"]
+
+
+class ContextManagement(Body):
+    edits: list[KeepThinking]
+
+
 class Conversation(Body):
     """What a prompt is made of."""
 
@@ -119,6 +130,7 @@ class Conversation(Body):
     output_config: OutputConfig | None = None
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
+    context_management: ContextManagement | None = None
 
     def turn(self, server: Server) -> Turn:
         """RequestError: the conversation is refused."""

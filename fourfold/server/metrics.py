@@ -89,6 +89,8 @@ class _Engine(Collector):
             "prefix_cache_queries": ("Tokens looked for in the prefix cache.", computed + cached),
             "prefix_cache_hits": ("Tokens found in it.", cached),
             "num_preemptions": ("Requests put aside for others.", stats.counters.preempted),
+            "spec_decode_num_draft_tokens": ("Tokens guessed and verified.", stats.counters.drafted),
+            "spec_decode_num_accepted_tokens": ("Those that were right.", stats.counters.accepted),
             "engine_steps": ("Forward passes.", stats.counters.steps),
             "engine_restarts": ("Engines that took the place of one that had ended.", self._engine.restarts),
         }

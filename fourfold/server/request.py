@@ -51,7 +51,7 @@ class SamplingFields(Body):
             given["top_k"] = 0
         if "logit_bias" in given:
             given["logit_bias"] = _bias(given["logit_bias"])
-        return replace(server.config.sampling, **given)
+        return replace(server.config.recommended.sampling, **given)
 
 
 def _bias(values: dict[str, float]) -> dict[int, float]:

@@ -16,6 +16,7 @@ from fourfold.errors import ConfigError, FourfoldError
 from fourfold.server.app import create_app
 from fourfold.server.backend import Server
 from fourfold.server.calls import Log
+from fourfold.server.tls import Certificate
 
 
 def is_loopback(host: str) -> bool:
@@ -46,16 +47,23 @@ def bound(host: str, port: int) -> socket.socket:
     return found
 
 
-def address(listening: socket.socket) -> str:
+def address(listening: socket.socket, *, secure: bool = False) -> str:
     """http://127.0.0.1:8000"""
     host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def run(server: Server, listening: socket.socket, ready: Callable[[], None]) -> bool:
+def run(
+    server: Server,
+    listening: socket.socket,
+    ready: Callable[[], None],
+    certificate: Certificate | None = None,
+) -> bool:
     """Serve until SIGTERM or SIGINT, then let running requests end; False: some did not in time.
 
-    ready: called when requests are computed.  Raises what the engine could not start with.
+    ready: called when requests are computed.  certificate: for TLS; read again when its files change, and on
+    SIGHUP.  Raises what the engine could not start with.
     """
     _tell(server.log)
     config = uvicorn.Config(
@@ -67,7 +75,10 @@ def run(server: Server, listening: socket.socket, ready: Callable[[], None]) -> 
         timeout_graceful_shutdown=max(1, round(server.config.drain)),
         ws="none",
     )
-    process = _Process(config, server, ready)
+    config.load()
+    if certificate is not None:
+        config.ssl = certificate.context
+    process = _Process(config, server, ready, certificate)
     # What uvicorn puts back and then calls when it is done: without it SIGTERM would end us then.
     before = {one: signal.signal(one, _nothing) for one in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -81,15 +92,25 @@ def run(server: Server, listening: socket.socket, ready: Callable[[], None]) -> 
 
 
 class _Process(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, server: Server, ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server: Server,
+        ready: Callable[[], None],
+        certificate: Certificate | None,
+    ) -> None:
         super().__init__(config)
         self._server = server
         self._ready = ready
+        self._certificate = certificate
+        self._hung_up = False
         self.in_time = True
         self.failure: FourfoldError | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self._certificate is not None:
+            signal.signal(signal.SIGHUP, self._hang_up)
         self._engine = asyncio.create_task(self._start())
 
     async def _start(self) -> None:
@@ -100,6 +121,23 @@ class _Process(uvicorn.Server):
             self.should_exit = True
         else:
             self._ready()
+
+    def _hang_up(self, sig: int, frame: FrameType | None) -> None:
+        self._hung_up = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._certificate is not None and (self._hung_up or counter % 10 == 0):
+            self._reread(self._certificate)
+        return await super().on_tick(counter)
+
+    def _reread(self, certificate: Certificate) -> None:
+        """A certificate that cannot be used leaves the one that was."""
+        forced, self._hung_up = self._hung_up, False
+        try:
+            if certificate.refresh(forced=forced):
+                self._server.log.write("certificate", message="read again")
+        except ConfigError as error:
+            self._server.log.write("certificate", level="error", message=f"{error}; the old one stays")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._server.draining = True

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
-from fourfold.engine.sampler import Sampling
+from fourfold.engine.defaults import Recommended
+from fourfold.engine.request import Request
 from fourfold.errors import ConfigError
 from fourfold.protocol import PromptFormat
 
@@ -18,7 +20,7 @@ class ServerConfig:
 
     name: of the model; aliases: other names that it answers to; adapters: of the engine, which requests name
     behind the model's name and a colon.  format: of prompts.  thinking: whether a
-    request that does not say wants reasoning.  sampling: where a request says nothing.
+    request that does not say wants reasoning.  recommended: where a request says nothing.
     keys: what clients must send, if there are any; cache_scope: whether those of one key find prefixes that
     another has computed, which one could notice by the time that they take.
     body_bytes, messages, choices, answer_tokens: the most of one request (answer_tokens None: what fits);
@@ -28,6 +30,7 @@ class ServerConfig:
     may leave its end of a stream full; drain: seconds that running requests have after SIGTERM.
     hosts: names that requests may call the server by, or any; they keep out web pages whose own name leads
     here.  origins: of web pages that browsers may ask from.  log_prompts: they and answers go into the log.
+    trace_file: the beginning and end of each request go there.
     """
 
     name: str
@@ -35,7 +38,7 @@ class ServerConfig:
     adapters: tuple[str, ...] = ()
     format: PromptFormat = "preview"
     thinking: bool = False
-    sampling: Sampling = field(default_factory=Sampling)
+    recommended: Recommended = field(default_factory=Recommended)
     keys: tuple[str, ...] = ()
     cache_scope: CacheScope = "key"
     body_bytes: int = 16 << 20
@@ -51,6 +54,7 @@ class ServerConfig:
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     log_prompts: bool = False
+    trace_file: Path | None = None
 
     def __post_init__(self) -> None:
         least = {
@@ -73,6 +77,14 @@ class ServerConfig:
             raise ConfigError(
                 "an API key is too short or no plain text; allowed: 8 ASCII characters and more"
             )
+
+    def bounded(self, request: Request) -> Request:
+        """The request with the ends that the checkpoint recommends, and no longer than is allowed."""
+        longest = self.recommended.max_tokens if request.max_tokens is None else request.max_tokens
+        if self.answer_tokens is not None:
+            longest = self.answer_tokens if longest is None else min(longest, self.answer_tokens)
+        ends = () if request.ignore_eos else self.recommended.stop_tokens
+        return replace(request, max_tokens=longest, stop_tokens=(*request.stop_tokens, *ends))
 
     @property
     def names(self) -> tuple[str, ...]:

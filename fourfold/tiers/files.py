@@ -146,3 +146,10 @@ def appearing(file: Path) -> Iterator[BinaryIO]:
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_all(file: int, data: bytes) -> None:
+    """os.write, until all is written."""
+    done = 0
+    while done < len(data):
+        done += os.write(file, data[done:])

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 
+from fourfold.cli.groups import Loading
 from fourfold.cli.model import open_model
 from fourfold.engine.config import EngineConfig
 from fourfold.engine.engine import Engine
@@ -29,7 +30,7 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     told = _launch(connection)
     try:
-        opened = open_model(told.model, **told.loading)
+        opened = open_model(told.model, Loading(**told.loading))
         engine = Engine(opened.model, EngineConfig(**told.engine), adapters=told.adapters)
     except FourfoldError as error:
         connection.sendall(frame(Failed(fault(error))))

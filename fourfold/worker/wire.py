@@ -42,7 +42,7 @@ class Fault(NamedTuple):
 class Launch(NamedTuple):
     """The first message: what to load and how to run it.
 
-    model: a folder.  loading: keyword arguments of `fourfold.cli.model.open_model`.  engine: EngineConfig's.
+    model: a folder.  loading: fields of `fourfold.cli.groups.Loading`.  engine: EngineConfig's.
     adapters: folders, by name.
     """
 

@@ -14,6 +14,7 @@ from fourfold.cli import answer, console
 from fourfold.cli import chat as chat_module
 from fourfold.cli.answer import messages_of
 from fourfold.cli.chat import Conversation, repl
+from fourfold.cli.groups import Drawing, Loading
 from fourfold.cli.model import Opened, open_model
 from fourfold.engine.answer import Timing
 from fourfold.engine.sampler import Sampling
@@ -23,7 +24,7 @@ from fourfold.protocol import Chat
 
 @pytest.fixture(scope="module")
 def opened(tiny_folder):
-    return open_model(str(tiny_folder), device="cpu", numerics="exact", threads=1)
+    return open_model(str(tiny_folder), Loading(numerics="exact", threads=1))
 
 
 def test_answer_on_stdout_the_rest_on_stderr(run, tiny_folder):
@@ -156,20 +157,24 @@ def test_what_an_answer_cannot_look_like_is_named(run, tiny_folder, flags, code,
     assert message in " ".join(ran.err.split()).replace(" │ │ ", " ")
 
 
-def test_sampling_of_the_checkpoint_unless_the_user_chose(tiny_folder, tmp_path):
+def test_sampling_of_the_checkpoint_unless_the_user_chose(tiny_folder, tmp_path, capfd):
     folder = tmp_path / "advised"
     shutil.copytree(tiny_folder, folder)
-    (folder / "generation_config.json").write_text('{"temperature": 0.7, "top_p": 0.9, "do_sample": true}')
-    opened = open_model(str(folder), device="cpu", numerics="exact", threads=0)
-    assert opened.sampler(temperature=None, seed=3) == {
+    (folder / "generation_config.json").write_text(
+        '{"temperature": 0.7, "top_p": 0.9, "do_sample": true, "eos_token_id": [1, 7], "num_beams": 4}'
+    )
+    opened = open_model(str(folder), Loading(numerics="exact"))
+    assert opened.sampler(Drawing(), 3) == {
         "temperature": 0.7,
         "top_p": 0.9,
         "top_k": 0,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
         "seed": 3,
+        "stop_tokens": (1, 7),
     }
-    assert opened.sampler(temperature=0.0)["temperature"] == 0.0
+    assert opened.sampler(Drawing(temperature=0.0), None)["temperature"] == 0.0
+    assert capfd.readouterr().err.count("of generation_config.json, num_beams are not heeded") == 1
 
 
 class Interrupted:

@@ -162,7 +162,7 @@ def test_a_full_disk_is_told_once(tmp_path, opened, monkeypatch, capsys):
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_write_all", full)
+    monkeypatch.setattr(module, "write_all", full)
     for name in ("one", "two"):
         opened[0].begin(Said(name, [1]))
     assert capsys.readouterr().err.count("No space left on device") == 1

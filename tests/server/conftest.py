@@ -53,7 +53,7 @@ class Served:
         )
         self.log = io.StringIO()
         settings = ServerConfig(**{"name": NAME, **config})
-        backend = Backend(Thread(self.engine), model.tokenizer, model.config, Log(self.log))
+        backend = Backend(Thread(self.engine), model.tokenizer, model.config, Log(stream=self.log))
         self.server = Server(backend, settings)
         self.app = create_app(self.server)
 

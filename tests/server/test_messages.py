@@ -116,6 +116,18 @@ def test_a_tool_round_with_thinking_passed_back(serve):
     run(work())
 
 
+@pytest.mark.parametrize(("keep", "status"), [("all", 200), ({"type": "thinking_turns", "value": 1}, 400)])
+def test_an_edit_that_leaves_the_conversation_as_it_is(serve, keep, status):
+    async def work():
+        edit = {"type": "clear_thinking_20251015", "keep": keep}
+        body = {"model": NAME, "messages": ASK, "max_tokens": 9, "context_management": {"edits": [edit]}}
+        reply = await serve().http().post("/v1/messages", json=body)
+        assert reply.status_code == status
+        assert status == 200 or "context_management.edits.0.keep" in reply.json()["error"]["message"]
+
+    run(work())
+
+
 def test_the_limit_and_what_it_cuts(serve):
     async def work():
         client = serve("x" + CALL).anthropic()

@@ -141,8 +141,9 @@ def test_a_chat_with_a_server_that_is_not_there(capfd, monkeypatch):
     assert "cannot be reached" in capfd.readouterr().err
     assert main(["chat", "--url", "ftp://x"]) == 1
     assert "http://" in capfd.readouterr().err
-    assert main(["chat", "--url", url, "--threads", "2"]) == 2
-    assert "--threads has no effect with --url" in capfd.readouterr().err
+    for option in ("--threads", "--kv", "--repetition-penalty"):
+        assert main(["chat", "--url", url, option, "bf16" if option == "--kv" else "2"]) == 2
+        assert f"{option} has no effect with --url" in capfd.readouterr().err
 
 
 def test_keys_come_from_all_places(tmp_path, monkeypatch):
@@ -151,4 +152,7 @@ def test_keys_come_from_all_places(tmp_path, monkeypatch):
     file = tmp_path / "keys"
     file.write_text("first-key\nsecond-key\n")
     monkeypatch.setitem(os.environ, KEYS_VARIABLE, "third-key  fourth-key")
-    assert _keys(["first-key"], file) == ("first-key", "third-key", "fourth-key", "second-key")
+    other = tmp_path / "others"
+    other.write_text("fifth-key\n")
+    assert _keys([], [file, other])[-1] == "fifth-key"
+    assert _keys(["first-key"], [file]) == ("first-key", "third-key", "fourth-key", "second-key")

@@ -20,6 +20,7 @@ TOOLS = [
     }
 ]
 THINK = {"reasoning": {"effort": "high"}}
+LOGPROBS = ["message.output_text.logprobs"]
 BASE = {"model": NAME, "input": ASK}
 
 
@@ -77,6 +78,31 @@ def test_answers_whole_and_streamed(serve, says, more, wanted, status):
     run(work())
 
 
+def test_log_probabilities_of_the_text(serve):
+    async def work():
+        served = serve("why</think>so <" + TWO_CALLS)
+        more = {"tools": TOOLS, **THINK, "include": LOGPROBS, "top_logprobs": 3}
+        client = served.openai()
+        whole = await client.responses.create(**BASE, **more)
+        content = whole.output[1].content[0]
+        assert content.text == "so <" == "".join(one.token for one in content.logprobs)
+        assert all(one.logprob <= 0 and len(one.top_logprobs) == 3 for one in content.logprobs)
+        told = []
+        async with client.responses.stream(**BASE, **more) as stream:
+            async for event in stream:
+                if event.type == "response.output_text.delta":
+                    told += event.logprobs
+                if event.type == "response.output_text.done":
+                    done = event.logprobs
+            final = await stream.get_final_response()
+        assert [one.token for one in told] == [one.token for one in done]
+        assert final.output[1].content[0].logprobs == content.logprobs
+        plain = await client.responses.create(**BASE, tools=TOOLS, **THINK)
+        assert plain.output[1].content[0].logprobs == []
+
+    run(work())
+
+
 def test_a_tool_round(serve):
     async def work():
         served = serve("why</think>" + CALL)
@@ -109,13 +135,40 @@ def test_a_tool_round(serve):
         ),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "item_reference"),
         ({"tools": [{"type": "web_search"}]}, "web_search"),
-        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"top_logprobs": 2}, "message.output_text.logprobs"),
+        ({"top_logprobs": 21, "include": LOGPROBS}, "top_logprobs"),
+        ({"include": ["file_search_call.results"]}, "include"),
     ],
 )
 def test_what_is_refused_is_named(serve, body, word):
     async def work():
         reply = await serve().http().post("/v1/responses", json={**BASE, **body})
         assert reply.status_code in (400, 422) and word in reply.json()["error"]["message"], reply.text
+
+    run(work())
+
+
+def test_tools_in_namespaces(serve):
+    async def work():
+        served = serve("why</think>" + CALL)
+        client = served.openai()
+        space = {"type": "namespace", "name": "more", "description": "more of them", "tools": TOOLS}
+        other = {**TOOLS[0], "name": "g"}
+        body = {**BASE, **THINK, "tools": [other, space], "extra_body": {"client_metadata": {"a": "b"}}}
+        first = await client.responses.create(**body)
+        (call,) = [item for item in first.output if item.type == "function_call"]
+        assert (call.name, call.namespace) == ("f", "more")
+        served.model.say("enough</think>Done.")
+        turns = [
+            {"role": "user", "content": ASK},
+            *(item.model_dump(exclude_none=True) for item in first.output),
+            {"type": "function_call_output", "call_id": call.call_id, "output": "42"},
+        ]
+        second = await client.responses.create(**{**body, "input": turns})
+        assert second.output_text == "Done."
+        assert second.usage.input_tokens_details.cached_tokens > first.usage.input_tokens
+        with pytest.raises(openai.BadRequestError, match="two called 'f'"):
+            await client.responses.create(**{**body, "tools": [*TOOLS, space]})
 
     run(work())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 from typing import Any
@@ -11,9 +12,12 @@ import anthropic
 import openai
 import pytest
 
+from fourfold.engine.defaults import Recommended
+from fourfold.engine.sampler import Sampling
 from fourfold.errors import ConfigError
 from fourfold.server import ServerConfig
 from fourfold.server.access import Quota
+from fourfold.server.calls import Log
 from fourfold.server.errors import ApiError
 from tests.server.conftest import NAME
 from tests.server.test_chat import ASK
@@ -362,9 +366,56 @@ def test_operations(serve):
     run(work())
 
 
+def test_what_the_checkpoint_recommends_holds_where_a_request_says_nothing(serve):
+    async def work():
+        advice = Recommended(sampling=Sampling(temperature=0.5, repetition_penalty=1.2), max_tokens=5)
+        served = serve(None, recommended=advice)
+        client = served.openai()
+        assert (await client.chat.completions.create(**BODY)).usage.completion_tokens == 5
+        answer = await client.chat.completions.create(**BODY, max_tokens=9, seed=3)
+        assert answer.usage.completion_tokens == 9
+        # Another end of answers than config.json's.
+        (full_stop,) = served.model.tokenizer.encode(".")
+        served = serve("One. Two.", recommended=Recommended(stop_tokens=(full_stop,)))
+        for more, text in (({}, "One"), ({"ignore_eos": True}, "One. Two.")):
+            answer = await served.openai().chat.completions.create(**BODY, max_tokens=20, extra_body=more)
+            assert answer.choices[0].message.content.startswith(text)
+            assert (answer.choices[0].message.content == "One") == (text == "One")
+        served = serve(None, recommended=advice, answer_tokens=2)
+        answer = await served.openai().chat.completions.create(**BODY)
+        assert answer.usage.completion_tokens == 2
+
+    run(work())
+
+
+def test_lines_of_words():
+    out = io.StringIO()
+    log = Log("text", out)
+    log.write("request", id="a\nb", status=200, finish=["stop"])
+    (line,) = out.getvalue().splitlines()
+    assert line.split(" ", 1)[1] == r'request id="a\nb" status=200 finish=["stop"]'
+
+
 @pytest.mark.parametrize(
     "wrong", [{"keys": ("short",)}, {"waiting": -1}, {"answer_tokens": 0}, {"keep_alive": 0}], ids=str
 )
 def test_settings_that_cannot_be(wrong):
     with pytest.raises(ConfigError):
         ServerConfig(name="x", **wrong)
+
+
+def test_a_trace_tells_of_requests_from_their_first_byte_to_their_last(serve, tmp_path):
+    async def work():
+        path = tmp_path / "trace.json"
+        served = serve("A secret answer.", trace_file=path)
+        http = served.http()
+        await http.post("/v1/chat/completions", json=BODY, headers={"x-request-id": "mine"})
+        await http.post("/v1/chat/completions", json={}, headers={"x-request-id": "wrong"})
+        await http.get("/v1/models")
+        events = [json.loads(line.rstrip(",")) for line in path.read_text().splitlines()[1:]]
+        spans = [(one["id"], one["ph"], one["args"]) for one in events if one["name"] == "request"]
+        assert [span[:2] for span in spans] == [("mine", "b"), ("mine", "e"), ("wrong", "b"), ("wrong", "e")]
+        assert spans[1][2]["status"] == 200 and spans[1][2]["completion_tokens"] > 3
+        assert spans[3][2]["status"] == 422 and "secret" not in path.read_text()
+
+    run(work())
