@@ -6,7 +6,8 @@ No tensors.  A draft never changes an answer, so nothing here has to be exact; i
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 MOST = 8
@@ -40,6 +41,8 @@ _STRICTER = 0.05
 """For each lost step."""
 _WORST = 2.0
 """Steps that a single one can lose."""
+_FURTHER = 8
+"""So many tokens beyond the best draft so far are looked at: several may pay for a pass of the MTP block."""
 _UNLIKELY = 0.1
 """Tokens that come less often are not drafted whatever they cost."""
 
@@ -106,9 +109,16 @@ class Mean:
 
 
 class Pace:
-    """What steps cost: seconds by the number of requests and of tokens drafted for all of them."""
+    """What steps cost: seconds by the number of requests and of tokens drafted for all of them.
+
+    Of steps without drafts the shortest counts: they come rarely where drafts pay, and then find nothing in
+    the processor's caches.  Taken for dearer than they are they would make every draft look like a gain.
+    """
 
     def __init__(self) -> None:
+        self.looking = Mean()
+        """Seconds in which drafts of a step are chosen."""
+        self._plain: dict[int, deque[float]] = {}
         self._steps: dict[int, dict[int, Mean]] = {}
         self._guesses: dict[int, Mean] = {}
         self._more = Mean(_GUESSED_MORE, 1)
@@ -116,10 +126,12 @@ class Pace:
 
     def learn(self, requests: int, drafted: int, seconds: float) -> None:
         """Of a step without prompts."""
-        known = self._steps.setdefault(requests, {})
-        if drafted and 0 in known:
-            self._more.learn(max(0.0, seconds / known[0].value - 1) * requests / drafted)
-        known.setdefault(_bucket(drafted), Mean()).learn(seconds)
+        if not drafted:
+            self._plain.setdefault(requests, deque(maxlen=_SAMPLES)).append(seconds)
+            return
+        if requests in self._plain:
+            self._more.learn(max(0.0, seconds / self.plain(requests) - 1) * requests / drafted)
+        self._steps.setdefault(requests, {}).setdefault(_bucket(drafted), Mean()).learn(seconds)
 
     def learn_guessing(self, requests: int, places: int, seconds: float) -> None:
         """Of asking the MTP block, the longest draft having so many places."""
@@ -127,34 +139,36 @@ class Pace:
 
     def known(self, requests: int) -> bool:
         """Whether enough plain steps of so many requests were seen."""
-        return requests in self._steps and _count(self._steps[requests].get(0)) >= _LEAST
+        return len(self._plain.get(requests, ())) >= _LEAST
 
     def plain(self, requests: int) -> float:
         """Seconds of a step without drafts."""
-        return self._steps[requests][0].value
+        return min(self._plain[requests])
 
-    def expect(self, requests: int, drafted: int, asked: int, places: int) -> float:
-        """Seconds of a step with such drafts, and of guessing `places` times for `asked` requests."""
-        known = self._steps[requests]
-        sizes, at = sorted(known), _bucket(drafted)
-        i = bisect_left(sizes, at)
-        if i < len(sizes) and sizes[i] == at:
-            step = known[at].value
-        else:
-            left = known[sizes[i - 1]].value
-            slope = known[0].value * self._more.value / requests
-            if i < len(sizes):
-                slope = (known[sizes[i]].value - left) / (sizes[i] - sizes[i - 1])
-            step = left + slope * (at - sizes[i - 1])
-        if not asked:
-            return step
-        near = min(self._guesses, key=lambda count: abs(count - asked), default=None)
-        guess = known[0].value * _GUESSED_PASS if near is None else self._guesses[near].value
-        return step + places * guess
+    def drafting(self, requests: int) -> Callable[[int], float]:
+        """Tokens drafted for so many requests -> seconds of a step, between measured ones on a line."""
+        known, plain = self._steps.get(requests, {}), self.plain(requests)
+        sizes = [0, *sorted(known)]
+        values = [plain, *(known[size].value for size in sizes[1:])]
+        more = plain * self._more.value / requests
 
+        def seconds(drafted: int) -> float:
+            at = _bucket(drafted)
+            i = bisect_left(sizes, at)
+            if i == len(sizes):
+                return values[-1] + more * (at - sizes[-1])
+            if sizes[i] == at:
+                return values[i]
+            slope = (values[i] - values[i - 1]) / (sizes[i] - sizes[i - 1])
+            return values[i - 1] + slope * (at - sizes[i - 1])
 
-def _count(mean: Mean | None) -> int:
-    return 0 if mean is None else mean.count
+        return seconds
+
+    def guessing(self, requests: int, asked: int) -> float:
+        """Seconds of a pass of the MTP block for `asked` of the requests."""
+        if not self._guesses:
+            return self.plain(requests) * _GUESSED_PASS
+        return self._guesses[min(self._guesses, key=lambda count: abs(count - asked))].value
 
 
 def _bucket(drafted: int) -> int:
@@ -219,7 +233,8 @@ class Lengths:
     def learn(self, requests: int, drafted: int, seconds: float, tokens: int) -> None:
         """A step without prompts took so long and gave so many tokens."""
         if drafted and self.pace.known(requests):
-            gained = tokens / requests - seconds / self.pace.plain(requests)
+            spent = seconds + self.pace.looking.value
+            gained = tokens / requests - spent / self.pace.plain(requests)
             # A machine that was busy with something else is no draft's fault.
             (self._asked if self.asking else self._free).add(max(gained, -_WORST))
         for account in (self._free, self._asked):
@@ -273,15 +288,20 @@ class Lengths:
             if (likely := wish.each**n) > _UNLIKELY or (n == 1 and least == 0.0)
         ]
         places.sort(key=lambda place: (-place[0], place[2]))
+        step, looking = self.pace.drafting(requests), self.pace.looking.value
         best = least * requests / self.pace.plain(requests)
         tokens, taken, depth = float(requests), 0, 0
         asked: set[int] = set()
         for drafted, (likely, i, n) in enumerate(places, start=1):
+            if drafted > taken + _FURTHER:
+                break
             tokens += likely
+            seconds = step(drafted) + looking
             if not wishes[i].free:
                 depth = max(depth, n)
                 asked.add(i)
-            seconds = self.pace.expect(requests, drafted, len(asked), depth)
+            if asked:
+                seconds += depth * self.pace.guessing(requests, len(asked))
             if tokens / seconds > best:
                 best, taken = tokens / seconds, drafted
         lengths = [0] * len(wishes)

@@ -63,6 +63,7 @@ class Speculator:
         """Put drafts on the jobs of those who need one more token.  streams: of the step that was done."""
         if self._lengths.rest():
             return
+        begun = time.perf_counter()
         ready = [writer for writer in writers if writer.job.pending == 1]
         wishes = [self._wish(writer) for writer in ready]
         lengths = dict(zip(ready, self._lengths.choose(len(ready), wishes), strict=True))
@@ -71,6 +72,7 @@ class Speculator:
             if notes.repeating and lengths[writer]:
                 writer.job.drafts = notes.repetition.draft(lengths[writer])
                 notes.expected = None
+        self._lengths.pace.looking.learn(time.perf_counter() - begun)
         if self._block is not None and self._lengths.willing:
             self._ask(self._block, writers, lengths, streams)
 
