@@ -6,7 +6,8 @@
 For each batch size and context: so many prompts of the corpus' held-out text, each followed by an answer of
 `--tokens` tokens, without drafts, with repetitions, and with the MTP block and repetitions.  Each has an
 engine of its own, which has decoded one round before; in every round all take turns and decode the same new
-text.  Time counts from the step in which the last prompt was done.  `gain` is seconds without drafts over
+text.  Time counts from the step in which the last prompt was done to that in which the first answer is, so
+that the batch has its size.  `gain` is seconds without drafts over
 seconds with them, medians of the rounds; `noise` the same of two engines without drafts, the error of this.
 Answers are compared: they must be the same.  Rows are added to those that --out holds already.
 """
@@ -83,16 +84,20 @@ def stories() -> list[str]:
 
 
 def decode(own: Engine, requests: Sequence[Request]) -> tuple[float, int, list[list[int]]]:
-    """Seconds and tokens from the step after which every request had a token; the answers."""
+    """Seconds and tokens from the step after which every request had a token to that in which the first one
+    ended; the answers."""
     answers = [own.submit(request) for request in requests]
     while not all(answer.ids for answer in answers):
-        own.step()
+        own._next_step().result()
     before = sum(len(answer.ids) for answer in answers)
     begun = time.perf_counter()
-    while not all(answer.ended for answer in answers):
-        own.step()
+    while not any(answer.ended for answer in answers):
+        own._next_step().result()
     seconds = time.perf_counter() - begun
-    return seconds, sum(len(answer.ids) for answer in answers) - before, [answer.ids for answer in answers]
+    tokens = sum(len(answer.ids) for answer in answers) - before
+    while not all(answer.ended for answer in answers):
+        own._next_step().result()
+    return seconds, tokens, [answer.ids for answer in answers]
 
 
 def measure(model: Transformer, cell: Cell, texts: Sequence[int], rounds: int) -> dict[str, Any]:
@@ -106,9 +111,10 @@ def measure(model: Transformer, cell: Cell, texts: Sequence[int], rounds: int) -
         requests = cell.requests(texts, round_)
         said: dict[str, list[list[int]]] = {}
         for name, own in engines.items():
-            spent, tokens, said[name] = decode(own, requests)
+            spent, counted, said[name] = decode(own, requests)
             if round_:
-                seconds[name].append(spent / tokens)
+                tokens += counted if name == "plain" else 0
+                seconds[name].append(spent / counted)
             else:
                 before[name] = own.stats().counters
         assert all(answers == said["plain"] for answers in said.values()), "answers differ"

@@ -28,9 +28,9 @@ _GUESSED_MORE, _GUESSED_PASS = 0.2, 0.2
 """Before anything is measured: a drafted token and a pass of the MTP block, as parts of a step."""
 _REFRESH = 64
 """In so many steps two are plain, for the comparison to stay true."""
-_IDLE, _LOOK = 8, 4
-"""After so many looks in a row that found no draft worth making, one look in so many steps is enough: a look
-costs a small model a fiftieth of a step."""
+_IDLE, _REST = 4, 16
+"""Each so many looks in a row that found no draft worth making let one step more go by until the next look, up
+to so many: a look costs a small model a twentieth of a step."""
 _TRIAL = 4
 """Steps of a trial."""
 _ALLOWED = 0.005
@@ -249,10 +249,11 @@ class Lengths:
 
     def rest(self) -> bool:
         """Whether the next step is one of those that go without a look."""
-        if self._idle < _IDLE or self._trial or self.asking:
+        if self._trial or self.asking or self._rested >= min(self._idle // _IDLE, _REST):
+            self._rested = 0
             return False
-        self._rested = (self._rested + 1) % _LOOK
-        return self._rested != 0
+        self._rested += 1
+        return True
 
     def choose(self, requests: int, wishes: Sequence[Wish]) -> list[int]:
         """The length for each wish.  requests: that take part in the step, with or without a wish."""
