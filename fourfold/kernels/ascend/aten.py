@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fourfold.kernels import attention_reference, reference
 from fourfold.kernels.ascend.decode import decode
+from fourfold.kernels.ascend.expert_call import ExpertCall, of_call
 from fourfold.kernels.formats import Rounding, is_integer, round_input, row_slabs
 
 _FEW_TOKENS = 64  # whose experts' weights are gathered: a decode step
@@ -53,68 +54,38 @@ def grouped_linear(
     return torch.einsum("...gi,goi->...go", x.to(dtype), matrices).to(x.dtype)
 
 
-Stack = tuple[Tensor, Tensor | None]
-"""One matrix per expert as they are stored, and their scales."""
-
-
-def experts(
-    x: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    w1: Tensor,
-    s1: Tensor | None,
-    w3: Tensor,
-    s3: Tensor | None,
-    w2: Tensor,
-    s2: Tensor | None,
-    limit: float,
-    rounding: Rounding = Rounding.NONE,
-    places: Tensor | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
-    x = round_input(x.float(), rounding)
-    y = torch.zeros_like(x) if out is None else out
-    stacks = (w1, s1), (w3, s3), (w2, s2)
-    if w1.shape[0] == 1 and indices.shape[1] == 1 and places is None:
-        return y.add_(_visit(x, weights, stacks, 0, limit, rounding))
+def _experts(call: ExpertCall) -> Tensor:
+    x = round_input(call.x.float(), call.rounding)
+    y = torch.zeros_like(x) if call.out is None else call.out
+    if call.count == 1 and call.indices.shape[1] == 1 and call.places is None:
+        return y.add_(_visit(x, call.weights, call, 0))
     if x.shape[0] > _FEW_TOKENS:
-        _add_by_expert(y, x, indices, weights, stacks, limit, rounding, places)
+        _add_by_expert(y, x, call)
         return y
     for start in range(0, x.shape[0], _TOGETHER):
         part = slice(start, start + _TOGETHER)
-        _add_gathered(y[part], x[part], indices[part], weights[part], stacks, limit, rounding, places)
+        _add_gathered(y[part], x[part], part, call)
     return y
 
 
-def _visit(
-    x: Tensor, amounts: Tensor, stacks: tuple[Stack, Stack, Stack], row: int, limit: float, rounding: Rounding
-) -> Tensor:
-    """One expert's result for all of x [N, D], weighed by amounts [N, 1]."""
-    w1, w3, w2 = ((weight[row], None if scale is None else scale[row]) for weight, scale in stacks)
-    inner = reference.swiglu(linear(x, *w1), linear(x, *w3), limit) * amounts
-    return linear(inner, *w2, rounding)
+def _visit(x: Tensor, amounts: Tensor, call: ExpertCall, row: int) -> Tensor:
+    """One expert's result for x [N, D], weighed by amounts [N, 1]."""
+    w1, w3, w2 = call.matrices(row)
+    inner = reference.swiglu(linear(x, *w1), linear(x, *w3), call.limit) * amounts
+    return linear(inner, *w2, call.rounding)
 
 
-def _add_gathered(
-    y: Tensor,
-    x: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    stacks: tuple[Stack, Stack, Stack],
-    limit: float,
-    rounding: Rounding,
-    places: Tensor | None,
-) -> None:
-    """Each token's own matrices, one choice of all tokens after the other."""
-    numbers, order = ascending(indices)
-    amounts = weights.gather(1, order)
-    rows = numbers if places is None else places[numbers]
+def _add_gathered(y: Tensor, x: Tensor, part: slice, call: ExpertCall) -> None:
+    """y, x: of some of the tokens.  Each token's own matrices, one choice of all tokens after the other."""
+    numbers, order = ascending(call.indices[part])
+    amounts = call.weights[part].gather(1, order)
+    rows = numbers if call.places is None else call.places[numbers]
     amounts = amounts.where(rows >= 0, 0.0)
-    rows = rows.clamp(0, stacks[0][0].shape[0] - 1)
-    for k in range(indices.shape[1]):
-        w1, w3, w2 = (_rows_of(stack, rows[:, k]) for stack in stacks)
-        inner = reference.swiglu(_each(x, w1), _each(x, w3), limit) * amounts[:, k, None]
-        y += _each(round_input(inner, rounding), w2)
+    rows = rows.clamp(0, call.count - 1)
+    for k in range(rows.shape[1]):
+        w1, w3, w2 = (_rows_of(*stored, rows[:, k]) for stored in call.stored)
+        inner = reference.swiglu(_each(x, w1), _each(x, w3), call.limit) * amounts[:, k, None]
+        y += _each(round_input(inner, call.rounding), w2)
 
 
 def ascending(numbers: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,9 +106,9 @@ def by_expert(numbers: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     return order, where, sizes.to(torch.int64)
 
 
-def _rows_of(stack: Stack, rows: Tensor) -> Tensor:
+def _rows_of(weight: Tensor, scale: Tensor | None, rows: Tensor) -> Tensor:
     """Matrices [N, O, I] f32 of N rows of a stack."""
-    return decode(*(None if part is None else _pick(part, rows) for part in stack))  # type: ignore[arg-type]
+    return decode(_pick(weight, rows), None if scale is None else _pick(scale, rows))
 
 
 def _pick(stored: Tensor, rows: Tensor) -> Tensor:
@@ -152,23 +123,13 @@ def _each(x: Tensor, matrices: Tensor) -> Tensor:
     return torch.bmm(matrices, x.unsqueeze(-1)).squeeze(-1)
 
 
-def _add_by_expert(
-    y: Tensor,
-    x: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    stacks: tuple[Stack, Stack, Stack],
-    limit: float,
-    rounding: Rounding,
-    places: Tensor | None,
-) -> None:
+def _add_by_expert(y: Tensor, x: Tensor, call: ExpertCall) -> None:
     """Each expert's own tokens, ascending; waits once for the device, to learn how many they are."""
-    count = stacks[0][0].shape[0] if places is None else places.shape[0]
-    numbers = indices.flatten()
+    numbers = call.indices.flatten()
     order = ascending(numbers)[1]
-    tokens = order // indices.shape[1]
-    amounts = weights.flatten()[order].unsqueeze(-1)
-    rows = torch.arange(count, device=x.device) if places is None else places
+    tokens = order // call.indices.shape[1]
+    amounts = call.weights.flatten()[order].unsqueeze(-1)
+    rows = torch.arange(call.count, device=x.device) if call.places is None else call.places
     begin = 0
     for size, row in loads(numbers, rows):
         part = slice(begin, begin + size)
@@ -176,7 +137,7 @@ def _add_by_expert(
         if size == 0 or row < 0:
             continue
         mine = tokens[part]
-        y.index_add_(0, mine, _visit(x[mine], amounts[part], stacks, row, limit, rounding))
+        y.index_add_(0, mine, _visit(x[mine], amounts[part], call, row))
 
 
 def loads(numbers: Tensor, rows: Tensor) -> list[tuple[int, int]]:
@@ -208,7 +169,7 @@ sparse_attention = partial(attention_reference.attend_in_blocks, _see)
 OWN = {
     "linear": linear,
     "grouped_linear": grouped_linear,
-    "experts": experts,
+    "experts": of_call(_experts),
     "hadamard": hadamard,
     "sparse_attention": sparse_attention,
 }

@@ -7,6 +7,7 @@ only what an operator documents no other way is left to it.  Limits are those of
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from fourfold.kernels import reference
 from fourfold.kernels.ascend.aten import ascending
+from fourfold.kernels.ascend.expert_call import ExpertCall, of_call
 from fourfold.kernels.ascend.forms import Form
 from fourfold.kernels.ascend.public import A2_A3, BF16, draw
 from fourfold.kernels.formats import Rounding, channel_scale, is_integer, to_int8
@@ -62,34 +64,21 @@ def matrix_limit(*shapes: torch.Size) -> str | None:
     return f"a matrix of {longest} rows or columns, allowed: {_LONGEST}" if longest > _LONGEST else None
 
 
-def experts_int8(
-    x: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    w1: Tensor,
-    s1: Tensor,
-    w3: Tensor,
-    s3: Tensor,
-    w2: Tensor,
-    s2: Tensor,
-    limit: float,
-    rounding: Rounding = Rounding.NONE,
-    places: Tensor | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
-    first, second, last = channel_scale(s1), channel_scale(s3), channel_scale(s2)
-    codes, amplitude = quantise(x)
-    if w1.shape[0] == 1:
+def experts_int8(call: ExpertCall) -> Tensor:
+    w1, w3, w2 = call.stacks
+    first, second, last = call.channels
+    codes, amplitude = quantise(call.x)
+    if call.count == 1:
         scale = torch.cat([first, second], dim=-1)
         sums = torch.cat([_product(codes, w[0], scale[0, : w.shape[1]]) for w in (w1, w3)], dim=-1)
-        inner, inner_scale = _swiglu(sums, scale, amplitude, None, limit)
-        y = _product(inner, w2[0], last[0]).float() * last * (inner_scale.unsqueeze(-1) * weights)
-        return y if out is None else out.add_(y)
-    numbers, amounts = choices_in_order(indices, weights, w1.shape[0])
-    rows, where, sizes, amplitude = route(codes, numbers, w1.shape[0], amplitude)
-    y = pass_int8(rows, amplitude, sizes, (w1, first), (w3, second), w2, limit)
+        inner, inner_scale = _swiglu(sums, scale, amplitude, None, call.limit)
+        y = _product(inner, w2[0], last[0]).float() * last * (inner_scale.unsqueeze(-1) * call.weights)
+        return call.added(y)
+    numbers, amounts = choices_in_order(call)
+    rows, where, sizes, amplitude = route(codes, numbers, call.count, amplitude)
+    y = pass_int8(rows, amplitude, sizes, (w1, first), (w3, second), w2, call.limit)
     channels = last.index_select(0, numbers.flatten()).view(*numbers.shape, -1)
-    return combine(y, where, amounts.unsqueeze(-1) * channels, out)
+    return call.added(combine(y, where, amounts.unsqueeze(-1) * channels))
 
 
 Scaled = tuple[Tensor, Tensor]
@@ -108,33 +97,20 @@ def pass_int8(
     return _grouped(inner, w2, sizes, torch.int32).float() * inner_scale.unsqueeze(-1)
 
 
-def experts_bf16(
-    x: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    w1: Tensor,
-    s1: Tensor | None,
-    w3: Tensor,
-    s3: Tensor | None,
-    w2: Tensor,
-    s2: Tensor | None,
-    limit: float,
-    rounding: Rounding = Rounding.NONE,
-    places: Tensor | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
-    numbers, amounts = choices_in_order(indices, weights, w1.shape[0])
-    rows, where, sizes, _ = route(x.to(torch.bfloat16), numbers, w1.shape[0], None)
+def experts_bf16(call: ExpertCall) -> Tensor:
+    w1, w3, w2 = call.stacks
+    numbers, amounts = choices_in_order(call)
+    rows, where, sizes, _ = route(call.x.to(torch.bfloat16), numbers, call.count, None)
     gate, up = (_grouped(rows, w, sizes, torch.bfloat16) for w in (w1, w3))
-    inner = reference.swiglu(gate, up, limit).to(torch.bfloat16)
+    inner = reference.swiglu(gate, up, call.limit).to(torch.bfloat16)
     y = _grouped(inner, w2, sizes, torch.bfloat16).float()
-    return combine(y, where, amounts.unsqueeze(-1), out)
+    return call.added(combine(y, where, amounts.unsqueeze(-1)))
 
 
-def choices_in_order(indices: Tensor, weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def choices_in_order(call: ExpertCall) -> tuple[Tensor, Tensor]:
     """Each token's experts in ascending order, none beyond the last, and their weights."""
-    numbers, order = ascending(indices.clamp(0, count - 1))
-    return numbers.to(torch.int32), weights.gather(1, order)
+    numbers, order = ascending(call.indices.clamp(0, call.count - 1))
+    return numbers.to(torch.int32), call.weights.gather(1, order)
 
 
 def route(x: Tensor, numbers: Tensor, count: int, scale: Tensor | None) -> tuple[Tensor, ...]:
@@ -188,37 +164,25 @@ def _swiglu(
     return inner, inner_scale
 
 
-def combine(y: Tensor, where: Tensor, amounts: Tensor, out: Tensor | None) -> Tensor:
+def combine(y: Tensor, where: Tensor, amounts: Tensor) -> Tensor:
     """Σ_k amounts[n, k] · y[where[n, k]] in float32; npu_moe_finalize_routing is documented for A2 alone."""
     chosen = y.index_select(0, where.clamp(0, y.shape[0] - 1)).view(*amounts.shape[:2], -1)
-    result = (chosen * amounts).sum(dim=1)
-    return result if out is None else out.add_(result)
+    return (chosen * amounts).sum(dim=1)
 
 
-def _are_int8(*arguments: Any, **options: Any) -> bool:
-    x, indices, _, *stacks, _ = arguments[:10]
-    rounding, places = experts_options(arguments, options)
-    pairs = zip(stacks[::2], stacks[1::2], strict=True)
-    alike = rounding is Rounding.INT8 and all(_is_int8(x, *pair, rounding) for pair in pairs)
-    return alike and places is None and (stacks[0].shape[0] > 1 or indices.shape[1] == 1)
+def _are_int8(call: ExpertCall) -> bool:
+    alike = all(_is_int8(call.x, *pair, call.rounding) for pair in call.stored)
+    return alike and call.places is None and (call.count > 1 or call.indices.shape[1] == 1)
 
 
-def _are_bf16(*arguments: Any, **options: Any) -> bool:
-    x, stacks = arguments[0], arguments[3:9:2]
-    rounding, places = experts_options(arguments, options)
+def _are_bf16(call: ExpertCall) -> bool:
     # The operator's sums leave it as bf16, so a caller that has more than that keeps it elsewhere.
-    wanted = x.dtype == torch.bfloat16 and rounding is Rounding.BF16 and places is None
-    return wanted and stacks[0].shape[0] > 1 and all(w.dtype == torch.bfloat16 for w in stacks)
+    wanted = call.x.dtype == torch.bfloat16 and call.rounding is Rounding.BF16 and call.places is None
+    return wanted and call.count > 1 and all(w.dtype == torch.bfloat16 for w in call.stacks)
 
 
-def experts_options(arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Rounding, Tensor | None]:
-    """rounding and places of a call of `experts`."""
-    given = dict(zip(("rounding", "places", "out"), arguments[10:], strict=False)) | options
-    return given.get("rounding", Rounding.NONE), given.get("places")
-
-
-def _experts_limit(*arguments: Any, **_: Any) -> str | None:
-    w1, w2 = arguments[3], arguments[7]
+def _experts_limit(call: ExpertCall) -> str | None:
+    w1, _, w2 = call.stacks
     return experts_limit(w1.shape, w2.shape, int8=w1.dtype == torch.int8)
 
 
@@ -241,40 +205,54 @@ def _linear_trial() -> tuple[Any, ...]:
 
 
 def _experts_trial(rounding: Rounding) -> tuple[Any, ...]:
-    indices = torch.stack([(torch.arange(2) * 3 + i) % 4 for i in (0, 1, 2, 1, 3)])
-    shapes = (4, 64, 128), (4, 64, 128), (4, 128, 64)
     stacks: list[Tensor | None] = []
-    for shape in shapes:
+    for shape in ((4, 64, 128), (4, 64, 128), (4, 128, 64)):
         stacks += (
             _int8(*shape) if rounding is Rounding.INT8 else (draw(*shape).div(8).to(torch.bfloat16), None)
         )
-    x = draw(5, 128, dtype=torch.bfloat16)
-    return (x, indices, draw(5, 2).abs(), *stacks, 10.0, rounding)
+    return experts_trial(128, stacks, rounding)
+
+
+def experts_trial(width: int, stacks: Sequence[Tensor | None], rounding: Rounding) -> tuple[Any, ...]:
+    """Arguments of experts: five tokens, two of four experts each.  stacks: each with its scales."""
+    indices = torch.stack([(torch.arange(2) * 3 + i) % 4 for i in (0, 1, 2, 1, 3)])
+    return draw(5, width, dtype=torch.bfloat16), indices, draw(5, 2).abs(), *stacks, 10.0, rounding
 
 
 ROUTED = ("npu_moe_init_routing_v2", "npu_grouped_matmul")
 
 
-def _form(operation: str, operators: tuple[str, ...], bound: float = BF16, **rest: Any) -> Form:
-    names = tuple(f"npu::{name}" for name in operators)
+def experts_form(
+    operators: Iterable[str],
+    generations: frozenset[str],
+    *,
+    run: Callable[[ExpertCall], Tensor],
+    covers: Callable[[ExpertCall], bool],
+    limit: Callable[[ExpertCall], str | None],
+    bound: float = BF16,
+    **rest: Any,
+) -> Form:
+    """A form of `experts` by operators of torch_npu."""
     return Form(
-        operation=operation, operators=names, tier="T1", generations=A2_A3, options={}, bound=bound, **rest
-    )
+        operation="experts", tier="T1", operators=tuple(f"npu::{name}" for name in operators),
+        generations=generations, run=of_call(run), covers=of_call(covers), limit=of_call(limit),
+        options={}, bound=bound, **rest,
+    )  # fmt: skip
 
 
 FORMS = (
-    _form(
-        "linear", ("npu_dynamic_quant", "npu_quant_matmul"), run=linear, note="int8 weights and inputs",
-        covers=_is_int8, limit=_linear_limit, trial=_linear_trial,
+    Form(
+        operation="linear", tier="T1", operators=("npu::npu_dynamic_quant", "npu::npu_quant_matmul"),
+        generations=A2_A3, run=linear, note="int8 weights and inputs", covers=_is_int8, limit=_linear_limit,
+        trial=_linear_trial, options={}, bound=BF16,
     ),
-    _form(
-        "experts",
-        (*ROUTED, "npu_dequant_swiglu_quant", "npu_dynamic_quant", "npu_quant_matmul"),
-        run=experts_int8, note="int8 weights and inputs", covers=_are_int8, limit=_experts_limit,
+    experts_form(
+        (*ROUTED, "npu_dequant_swiglu_quant", "npu_dynamic_quant", "npu_quant_matmul"), A2_A3,
+        run=experts_int8, covers=_are_int8, limit=_experts_limit, note="int8 weights and inputs",
         trial=lambda: _experts_trial(Rounding.INT8),
     ),
-    _form(
-        "experts", ROUTED, _SUMS, run=experts_bf16, note="bf16 weights and inputs", covers=_are_bf16,
-        limit=_experts_limit, trial=lambda: _experts_trial(Rounding.BF16),
+    experts_form(
+        ROUTED, A2_A3, run=experts_bf16, covers=_are_bf16, limit=_experts_limit, bound=_SUMS,
+        note="bf16 weights and inputs", trial=lambda: _experts_trial(Rounding.BF16),
     ),
 )  # fmt: skip

@@ -16,12 +16,14 @@ from torch import Tensor
 from fourfold.kernels import reference
 from fourfold.kernels.ascend.aten import by_expert
 from fourfold.kernels.ascend.decode import powers
+from fourfold.kernels.ascend.expert_call import ExpertCall
 from fourfold.kernels.ascend.forms import Form
 from fourfold.kernels.ascend.products import (
     MOST_GROUPS,
     choices_in_order,
     combine,
-    experts_options,
+    experts_form,
+    experts_trial,
     matrix_limit,
 )
 from fourfold.kernels.ascend.public import A5, BF16, draw
@@ -63,52 +65,26 @@ def _linear_limit(x: Tensor, weight: Tensor, *_: object) -> str | None:
     return matrix_limit(weight[:_ROWS].shape)
 
 
-def expert_fp8(
-    x: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    w1: Tensor,
-    s1: Tensor,
-    w3: Tensor,
-    s3: Tensor,
-    w2: Tensor,
-    s2: Tensor,
-    limit: float,
-    rounding: Rounding = Rounding.NONE,
-    places: Tensor | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
-    gate, up = linear(x.float(), w1[0], s1[0]), linear(x.float(), w3[0], s3[0])
-    y = linear(reference.swiglu(gate, up, limit) * weights, w2[0], s2[0])
-    return y if out is None else out.add_(y)
+def expert_fp8(call: ExpertCall) -> Tensor:
+    x = call.x.float()
+    w1, w3, w2 = call.matrices(0)
+    gate, up = linear(x, *w1), linear(x, *w3)
+    return call.added(linear(reference.swiglu(gate, up, call.limit) * call.weights, *w2))
 
 
-def experts_fp4(
-    x: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    w1: Tensor,
-    s1: Tensor,
-    w3: Tensor,
-    s3: Tensor,
-    w2: Tensor,
-    s2: Tensor,
-    limit: float,
-    rounding: Rounding = Rounding.NONE,
-    places: Tensor | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
-    numbers, amounts = choices_in_order(indices, weights, w1.shape[0])
-    order, where, sizes = by_expert(numbers, w1.shape[0])
-    codes, units = _mx(x)
+def experts_fp4(call: ExpertCall) -> Tensor:
+    numbers, amounts = choices_in_order(call)
+    order, where, sizes = by_expert(numbers, call.count)
+    codes, units = _mx(call.x)
     tokens = order // numbers.shape[1]
     # As bytes: gathers of one-byte floats are not documented.
     codes = codes.view(torch.uint8).index_select(0, tokens).view(codes.dtype)
     units = units.index_select(0, tokens)
-    gate, up = _grouped(codes, units, w1, s1, sizes), _grouped(codes, units, w3, s3, sizes)
-    inner = reference.swiglu(gate, up, limit) * amounts.flatten()[order].unsqueeze(-1)
-    y = _grouped(*_mx(inner), w2, s2, sizes).float()
-    return combine(y, where, torch.ones_like(amounts).unsqueeze(-1), out)
+    w1, w3, w2 = call.stored
+    gate, up = _grouped(codes, units, *w1, sizes), _grouped(codes, units, *w3, sizes)
+    inner = reference.swiglu(gate, up, call.limit) * amounts.flatten()[order].unsqueeze(-1)
+    y = _grouped(*_mx(inner), *w2, sizes).float()
+    return call.added(combine(y, where, torch.ones_like(amounts).unsqueeze(-1)))
 
 
 def _mx(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,8 +96,9 @@ def _mx(x: Tensor) -> tuple[Tensor, Tensor]:
     return codes.to(torch.float8_e4m3fn), exponents[:, :width].reshape(x.shape[0], -1, 2)
 
 
-def _grouped(rows: Tensor, units: Tensor, stack: Tensor, scale: Tensor, sizes: Tensor) -> Tensor:
+def _grouped(rows: Tensor, units: Tensor, stack: Tensor, scale: Tensor | None, sizes: Tensor) -> Tensor:
     """Each expert's rows times its own matrix: [M, I] and FP4 [S, O, I/2] -> [M, O] bf16."""
+    assert scale is not None
     y: Tensor = torch.ops.npu.npu_grouped_matmul.default(
         [rows],
         [stack.view(torch.uint8).transpose(1, 2)],
@@ -138,32 +115,27 @@ def _grouped(rows: Tensor, units: Tensor, stack: Tensor, scale: Tensor, sizes: T
     return y
 
 
-def _is_one_fp8(*arguments: Any, **options: Any) -> bool:
-    x, indices, _, *stacks, _ = arguments[:10]
-    rounding, places = experts_options(arguments, options)
-    alone = stacks[0].shape[0] == 1 and indices.shape[1] == 1 and places is None
-    return alone and all(_is_fp8(x, *pair, rounding) for pair in zip(stacks[::2], stacks[1::2], strict=True))
+def _is_one_fp8(call: ExpertCall) -> bool:
+    alone = call.count == 1 and call.indices.shape[1] == 1 and call.places is None
+    return alone and all(_is_fp8(call.x, *pair, call.rounding) for pair in call.stored)
 
 
-def _are_fp4(*arguments: Any, **options: Any) -> bool:
-    x, stacks = arguments[0], arguments[3:9]
-    rounding, places = experts_options(arguments, options)
+def _are_fp4(call: ExpertCall) -> bool:
     # The operator's sums leave it as bf16, so a caller that has more than that keeps it elsewhere.
-    wanted = x.dtype == torch.bfloat16 and rounding is Rounding.FP8 and places is None
-    packed = all(
-        w.dtype == torch.int8 and not is_integer(w, s) for w, s in zip(stacks[::2], stacks[1::2], strict=True)
-    )
-    return wanted and packed and stacks[0].shape[0] > 1
+    wanted = call.x.dtype == torch.bfloat16 and call.rounding is Rounding.FP8 and call.places is None
+    packed = all(w.dtype == torch.int8 and not is_integer(w, s) for w, s in call.stored)
+    return wanted and packed and call.count > 1
 
 
-def _expert_limit(*arguments: Any, **_: Any) -> str | None:
-    return matrix_limit(arguments[3].shape, arguments[7].shape)
+def _expert_limit(call: ExpertCall) -> str | None:
+    w1, _, w2 = call.stacks
+    return matrix_limit(w1.shape, w2.shape)
 
 
-def _experts_limit(*arguments: Any, **_: Any) -> str | None:
-    w1, w2 = arguments[3], arguments[7]
-    if w1.shape[0] > MOST_GROUPS:
-        return f"{w1.shape[0]} experts, allowed: {MOST_GROUPS}"
+def _experts_limit(call: ExpertCall) -> str | None:
+    w1, _, w2 = call.stacks
+    if call.count > MOST_GROUPS:
+        return f"{call.count} experts, allowed: {MOST_GROUPS}"
     width, inner = w2.shape[1], w1.shape[1]
     if width % _ALIGNED or inner % _ALIGNED:
         return f"experts of {width} by {inner}, allowed: multiples of {_ALIGNED}"
@@ -196,29 +168,22 @@ def _expert_trial() -> tuple[Any, ...]:
 
 
 def _experts_trial() -> tuple[Any, ...]:
-    indices = torch.stack([(torch.arange(2) * 3 + i) % 4 for i in (0, 1, 2, 1, 3)])
     stacks = [part for shape in ((64, 192), (64, 192), (192, 64)) for part in _fp4(4, *shape)]
-    return draw(5, 192, dtype=torch.bfloat16), indices, draw(5, 2).abs(), *stacks, 10.0, Rounding.FP8
-
-
-def _form(operation: str, operator: str, bound: float = BF16, **rest: Any) -> Form:
-    return Form(
-        operation=operation, operators=(f"npu::{operator}",), tier="T1", generations=A5, options={},
-        bound=bound, **rest,
-    )  # fmt: skip
+    return experts_trial(192, stacks, Rounding.FP8)
 
 
 FORMS = (
-    _form(
-        "linear", "npu_quant_matmul", run=linear, note="FP8 weights and inputs, by blocks",
-        covers=_is_fp8, limit=_linear_limit, trial=_linear_trial,
+    Form(
+        operation="linear", tier="T1", operators=("npu::npu_quant_matmul",), generations=A5, run=linear,
+        note="FP8 weights and inputs, by blocks", covers=_is_fp8, limit=_linear_limit, trial=_linear_trial,
+        options={}, bound=BF16,
     ),
-    _form(
-        "experts", "npu_quant_matmul", run=expert_fp8, note="one expert with FP8 weights and inputs",
-        covers=_is_one_fp8, limit=_expert_limit, trial=_expert_trial,
+    experts_form(
+        ("npu_quant_matmul",), A5, run=expert_fp8, covers=_is_one_fp8, limit=_expert_limit,
+        note="one expert with FP8 weights and inputs", trial=_expert_trial,
     ),
-    _form(
-        "experts", "npu_grouped_matmul", _FLIPS, run=experts_fp4, note="FP4 weights, FP8 inputs of bf16",
-        covers=_are_fp4, limit=_experts_limit, trial=_experts_trial,
+    experts_form(
+        ("npu_grouped_matmul",), A5, run=experts_fp4, covers=_are_fp4, limit=_experts_limit, bound=_FLIPS,
+        note="FP4 weights, FP8 inputs of bf16", trial=_experts_trial,
     ),
 )  # fmt: skip
