@@ -266,4 +266,5 @@ def _announce(name: str, url: str, locked: bool) -> None:
     console.note(f"{name} listens on {url}; Ctrl-C ends it")
     print(f"curl {url}/v1/chat/completions{header} -H 'Content-Type: application/json' -d '{body}'")
     print(f"python -c '{python}'")
-    print(f"ANTHROPIC_BASE_URL={url} ANTHROPIC_AUTH_TOKEN={key} ANTHROPIC_MODEL={name} claude", flush=True)
+    own = f"ANTHROPIC_MODEL={name} ANTHROPIC_SMALL_FAST_MODEL={name}"
+    print(f"ANTHROPIC_BASE_URL={url} ANTHROPIC_AUTH_TOKEN={key} {own} claude", flush=True)

@@ -216,6 +216,10 @@ class Engine:
         if wait:
             done.result()
 
+    def drop(self, answer: Answer, index: int) -> None:
+        """One of several choices is not wanted any more: within a step what it holds is free."""
+        self._orders.append(partial(self._drop, answer, index))
+
     def close(self) -> None:
         """Stop the engine's thread.  Who still waits for a chunk gets a RequestError."""
         self._thread.shutdown()
@@ -341,6 +345,14 @@ class Engine:
             self._scheduler.submit(work.job)
             if self._timeline is not None:
                 self._timeline.came(work)
+
+    def _drop(self, answer: Answer, index: int) -> None:
+        for job, work in list(self._work_of.items()):
+            if work.answer is answer and work.choice.index == index:
+                self._scheduler.end(job, keep=False)
+                self._leave(job)
+                work.choice.ended = True
+        self._act()
 
     def _cancel(self, answer: Answer) -> None:
         self._end(answer)

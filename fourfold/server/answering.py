@@ -147,6 +147,8 @@ class Reply:
             if chunk.finish_reason is not None or choice.over:
                 stop = chunk.stop_reason if isinstance(chunk.stop_reason, str) else None
                 yield self._end(chunk.index, choice, chunk.finish_reason, stop)
+                if chunk.finish_reason is None and len(self._choices) > 1:
+                    self._server.engine.drop(self.answer, chunk.index)
 
     def close(self) -> None:
         """Give it up, if it has begun and not ended."""

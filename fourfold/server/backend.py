@@ -121,6 +121,11 @@ class Backend:
             if self._link is not None:
                 self._link.send(Cancel(ticket.number))
 
+    def drop(self, ticket: Ticket, choice: int) -> None:
+        """Give up one of several choices; a next engine that computes it again is not told."""
+        if self._link is not None:
+            self._link.send(Cancel(ticket.number, choice))
+
     def stats(self) -> EngineStats:
         """Of the last step; what was asked for since then waits."""
         known = stats_of(self._row) if self._row else _NO_STATS

@@ -82,6 +82,9 @@ class Worker:
             else:
                 # Others need not wait for its compilation.
                 self._compiling[message.number] = self._compiler.submit(self._submit, request, said)
+        elif isinstance(message, Cancel) and message.choice is not None:
+            if (answer := self._answers.get(message.number)) is not None:
+                self._engine.drop(answer, message.choice)
         elif isinstance(message, Cancel):
             if (made := self._compiling.pop(message.number, None)) is not None:
                 made.add_done_callback(self._give_up)

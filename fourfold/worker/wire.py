@@ -64,9 +64,10 @@ class Submit(NamedTuple):
 
 
 class Cancel(NamedTuple):
-    """Nobody wants this answer any more."""
+    """Nobody wants this answer any more, or this choice of it alone."""
 
     number: int
+    choice: int | None = None
 
 
 # From it.

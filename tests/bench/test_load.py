@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import threading
 import time
 
 import pytest
-import uvicorn
 
 from bench import load
 from bench.load_client import PATHS, Ask, Mix, Tally, drive
-from fourfold.server.run import address, bound
-from tests.server.conftest import NAME, ScriptedModel, Served
+from tests.server.conftest import NAME, ScriptedModel, Served, listening
 
 TEXTS = ["one two three four five six seven eight nine ten " * 1000]
 
@@ -23,16 +20,8 @@ TEXTS = ["one two three four five six seven eight nine ten " * 1000]
 def url(tokenizer_file):
     """A server on a thread, whose model never comes to an end by itself."""
     served = Served(ScriptedModel(tokenizer_file), waiting=64)
-    with bound("127.0.0.1", 0) as listening:
-        config = uvicorn.Config(served.app, lifespan="off", log_config=None, ws="none")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield address(listening)
-        server.should_exit = True
-        thread.join()
+    with listening(served) as address:
+        yield address
     served.engine.close()
 
 

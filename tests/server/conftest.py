@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anthropic
 import httpx2
 import openai
 import pytest
+import uvicorn
 from torch import Tensor
 
 from fourfold.engine.config import EngineConfig
 from fourfold.engine.engine import Engine
 from fourfold.server import Backend, Server, ServerConfig, Thread, create_app
 from fourfold.server.calls import Log
+from fourfold.server.run import address, bound
 from tests.engine.conftest import StubModel
 
 NAME = "stub"
@@ -77,6 +82,20 @@ class Served:
     def idle(self) -> bool:
         stats = self.engine.stats()
         return stats.running == stats.waiting == 0
+
+
+@contextmanager
+def listening(served: Served) -> Iterator[str]:
+    """Its address, at which a thread serves it."""
+    with bound("127.0.0.1", 0) as socket:
+        server = uvicorn.Server(uvicorn.Config(served.app, lifespan="off", log_config=None, ws="none"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield address(socket)
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture

@@ -133,6 +133,28 @@ def test_stop_and_length(serve):
     run(work())
 
 
+def test_a_choice_that_has_ended_is_computed_no_further(serve):
+    async def work():
+        served = serve(None)
+        client = served.openai()
+
+        async def ask(**more):
+            before = served.engine.stats().counters.computed_tokens
+            answer = await client.chat.completions.create(
+                model=NAME, messages=ASK, n=2, seed=5, max_tokens=300, extra_body={"ignore_eos": True}, **more
+            )
+            texts = [choice.message.content for choice in answer.choices]
+            return texts, served.engine.stats().counters.computed_tokens - before
+
+        (short, long), _ = await ask()
+        stop = next(short[at : at + 3] for at in range(9, 99) if short[at : at + 3] not in long)
+        (begun, whole), computed = await ask(stop=stop)
+        assert whole == long and short.startswith(begun) and len(begun) < 100
+        assert 300 <= computed < 500
+
+    run(work())
+
+
 def test_choices_seeds_and_logprobs(serve):
     async def work():
         client = serve(None).openai()

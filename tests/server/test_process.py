@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -65,6 +66,9 @@ def server() -> Iterator[Running]:
 
 def test_a_server_from_its_first_request_to_its_last(server, capfd, monkeypatch):
     curl, python, agent = (shlex.split(line) for line in server.pasted)
+    if shutil.which("curl"):
+        said = subprocess.run(curl, capture_output=True, text=True, check=True, timeout=60)
+        assert json.loads(said.stdout)["choices"][0]["message"]["content"]
     body = json.loads(curl[curl.index("-d") + 1])
     reply = httpx2.post(curl[1], json=body, headers={"x-request-id": "pasted"}, timeout=60)
     assert reply.json()["choices"][0]["message"]["content"]
