@@ -54,6 +54,8 @@ class Adapters:
         if not rows:
             return kernels
         device, matrices = self._model.device, self._matrices()
+        if len(next(iter(rows.values()))) == start:
+            return AdaptedOperations([(None, matrices[digest]) for digest in rows])
         return AdaptedOperations(
             [(torch.tensor(places, device=device), matrices[digest]) for digest, places in rows.items()]
         )

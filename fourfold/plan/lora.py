@@ -10,8 +10,8 @@ from fourfold.config import ModelConfig
 from fourfold.plan.demand import Demand
 from fourfold.weights.adapter import LORA_TARGETS, targets
 
-_HALF = (29.8, 3.7, 12.9, 10.6, 24.2, 80.0, 3100.0)
-_WHOLE = (11.8, 4.6, 21.2, 13.5, 26.3, 60.0, 2800.0)
+_HALF = (29.3, 3.2, 13.3, 9.6, 24.5, 80.0, 3870.0)
+_WHOLE = (12.6, 8.4, 20.8, 11.9, 27.0, 60.0, 4440.0)
 """Bytes a block keeps for each of the numbers that `block_bytes` lists, in bfloat16 and in float32."""
 _LOGIT_ROWS = 1024
 """Of logits that exist at once."""

@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fourfold.kernels import composed
 from fourfold.kernels.composed import ExpertWeights
 from fourfold.kernels.formats import Rounding, decode, row_slabs
 from fourfold.kernels.reference import swiglu
 from fourfold.kernels.registry import impl
 from fourfold.model.adapters import visit_experts
+from fourfold.train.experts import UNIT
 
 Product = Callable[[Tensor], Tensor]
 
@@ -52,6 +54,7 @@ class FrozenProducts:
             "linear": self.linear,
             "grouped_linear": self.grouped_linear,
             "experts": self.experts,
+            "shared_expert": partial(composed.shared_expert, self),
         }
 
     def linear(
@@ -59,7 +62,7 @@ class FrozenProducts:
     ) -> Tensor:
         """As the contract; `rounding` is that of the training's dtype."""
         if weight.requires_grad:
-            return F.linear(x, weight).to(x.dtype)
+            return F.linear(_filled(x), weight)[..., : x.shape[-2], :].to(x.dtype)
         forward = partial(self._linear, weight=weight, scale=scale, rounding=self._rounding)
         y: Tensor = _Frozen.apply(x, forward, partial(self._back, weight, scale))  # type: ignore[no-untyped-call]
         return y
@@ -100,14 +103,15 @@ class FrozenProducts:
     def _back(self, weight: Tensor, scale: Tensor | None, upstream: Tensor) -> Tensor:
         """grad_y [..., O] -> grad_x [..., I]."""
         with torch.autocast(upstream.device.type, enabled=False):
-            grad = upstream.to(self._dtype)
+            count = upstream.shape[-2]
+            grad = _filled(upstream.to(self._dtype))
             total, start = torch.zeros((), device=grad.device), 0
             for slab in row_slabs(weight, scale):
                 rows = decode(*slab).to(self._dtype)
                 part = grad[..., start : start + len(rows)] @ rows
                 total = part if start == 0 else total + part
                 start += len(rows)
-            return total
+            return total[..., :count, :]
 
     def _grouped_back(self, weight: Tensor, scale: Tensor | None, groups: int, upstream: Tensor) -> Tensor:
         """grad_y [..., G, O] -> grad_x [..., G, I].  The matrix is decoded as a whole: groups may share
@@ -115,3 +119,8 @@ class FrozenProducts:
         with torch.autocast(upstream.device.type, enabled=False):
             matrices = decode(weight, scale).to(self._dtype).unflatten(0, (groups, -1))
             return torch.einsum("...go,goi->...gi", upstream.to(self._dtype), matrices)
+
+
+def _filled(x: Tensor) -> Tensor:
+    """x; of an expert's rows [N, I] with zeros behind them, up to whole units: see experts.py."""
+    return F.pad(x, (0, 0, 0, -len(x) % UNIT)) if x.dim() == 2 and len(x) % UNIT else x

@@ -42,9 +42,9 @@ def answers(
     """Ids and a hash of all logits of each answer; all requests at once.  The seed is the prompt's number."""
     seen: defaultdict[Any, Any] = defaultdict(hashlib.sha256)
 
-    def watched(logits: Any, sampling: Sampling, position: int, noise: Any) -> int:
+    def watched(logits: Any, sampling: Sampling, position: int) -> int:
         seen[sampling.seed].update(logits.numpy().tobytes())
-        return sample(logits, sampling, position, noise)
+        return sample(logits, sampling, position)
 
     config = EngineConfig(**{"max_running": 4, "step_tokens": 40, **values})
     with patch.object(module, "sample", watched), Engine(model, config, adapters=adapters) as engine:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from pathlib import Path
 
 import httpx2
 
 import fourfold
 from fourfold import Engine, EngineConfig
-from fourfold.server import Server, ServerConfig, create_app
+from fourfold.server import Backend, Server, ServerConfig, Thread, create_app
+from fourfold.server.calls import Log
 from tests.adapters import random_adapter
 
 ASK = [{"role": "user", "content": "Tell me."}]
@@ -45,11 +47,13 @@ def test_a_request_names_its_adapter(tiny_folder: Path, tmp_path: Path) -> None:
     with Engine(
         fourfold.load(tiny_folder), EngineConfig(memory="64MiB", snapshots=4), adapters={"fr": adapter}
     ) as engine:
-        app = create_app(Server(engine, engine.model.config, settings))
+        backend = Backend(Thread(engine), engine.tokenizer, engine.model.config, Log(io.StringIO()))
+        app = create_app(Server(backend, settings))
 
         async def run() -> None:
             transport = httpx2.ASGITransport(app=app)
             async with httpx2.AsyncClient(transport=transport, base_url="http://server") as http:
                 await ask(http)
+            await backend.close()
 
         asyncio.run(run())
