@@ -193,7 +193,7 @@ def test_what_was_learnt_is_served(make_lora: MakeConfig, tiny_folder: Path) -> 
     try:
         assert trainer.held_out is not None
         before, after = trainer.evaluate(), trainer.run()
-        batch = trainer.held_out.batch(trainer.held_out.epoch_rows(0)[:1])
+        batch = trainer.held_out.batch(trainer.held_out.window_rows(0)[:1])
         objective: Any = trainer.objective
     finally:
         trainer.close()
