@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-UNIT = 64
+UNIT = 32
 """Rows that an expert's are filled up to a multiple of."""
 Gated = Callable[[Tensor, Tensor, float], Tensor]
 

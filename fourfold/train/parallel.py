@@ -141,6 +141,19 @@ def begin(replicas: int, device: torch.device) -> Ranks:
     return _current
 
 
+def leave() -> None:
+    """Part from the others."""
+    global _current
+    _current = Ranks()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def speaks() -> bool:
+    """Whether this process speaks for all that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def ranks() -> Ranks:
     """Those of the run under way: there is one world a process."""
     return _current

@@ -25,7 +25,7 @@ from fourfold.train.divided import DividedOptimizer
 from fourfold.train.objective import Objective, build_objective
 from fourfold.train.on_policy import RolloutObjective
 from fourfold.train.optim import Optimizer
-from fourfold.train.parallel import begin, own_device
+from fourfold.train.parallel import begin, leave, own_device
 from fourfold.train.quantise import rounded_weights
 from fourfold.train.record import COLUMNS, Metrics, Progress, note_start, plot, plot_columns
 from fourfold.train.rollout import Rollouts
@@ -93,7 +93,8 @@ class Trainer:
         self._started = time.perf_counter() - self.state.seconds
 
     def close(self) -> None:
-        """Leave terminal and files in order."""
+        """Leave terminal, files and the other processes in order."""
+        leave()
         self.progress.close()
         if self.metrics is not None:
             self.metrics.close()
