@@ -41,12 +41,15 @@ def train(
     A run whose folder (run.dir) already holds checkpoints continues from the last.
     """
     from fourfold.train.config import load_config
+    from fourfold.train.parallel import speaks
     from fourfold.train.trainer import train as run
 
     overrides = list(set or [])
     if threads:
         overrides.append(f"run.threads={threads}")
     result = run(load_config(config, overrides))
+    if not speaks():
+        return
     if json:
         console.document(_document(result))
         return

@@ -8,7 +8,8 @@ optim.py      Muon and AdamW                           schedule.py    the rate o
 quantise.py   FP4 and FP8 rounding while training      fused.py       operations arranged for training
 experts.py    the routed experts                       trainer.py    the loop
 checkpoint.py resuming                                 record.py     metrics, plot and progress
-finish.py     export to the official layout
+finish.py     export to the official layout            parallel.py   torchrun's processes
+divided.py    their optimiser                          expert_parallel.py  their routed experts
 """
 
 from fourfold.train.config import TrainConfig, load_config

@@ -215,7 +215,7 @@ class QuantisationSection:
 class RunSection:
     """[run]: where, how long and how.
 
-    dir: run folder (metrics.csv, loss.png, checkpoint-*/, export/).
+    dir: run folder (run.json, metrics.csv, loss.png, curves.png, data/, checkpoint-*/, export/).
     steps / seconds: the budget; exactly one is positive.
     eval_every: steps between evaluations on held-out rows.   eval_batches: batches of one evaluation.
     checkpoint_every: steps between checkpoints.   checkpoint_seconds: or so many seconds, whichever is
@@ -250,6 +250,16 @@ class RunSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelSection:
+    """[parallel]: what torchrun's processes are to each other (see parallel.py).
+
+    replicas: how often the routed experts exist; the processes of each replica divide them.
+    """
+
+    replicas: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The whole file; sections not written take their defaults."""
 
@@ -266,6 +276,7 @@ class TrainConfig:
     grpo: GrpoSection = field(default_factory=GrpoSection)
     stability: StabilitySection = field(default_factory=StabilitySection)
     quantisation: QuantisationSection = field(default_factory=QuantisationSection)
+    parallel: ParallelSection = field(default_factory=ParallelSection)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
@@ -322,6 +333,7 @@ POSITIVE = (
     "lora.rank",
     "run.keep",
     "run.log_every",
+    "parallel.replicas",
 )
 WHOLE = ("loss", "distil", "stability", "quantisation")
 """Sections of what training an adapter has nothing of: its one loss is the next token's."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-UNIT = 64
+UNIT = 32
 """Rows that an expert's are filled up to a multiple of."""
 Gated = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -62,9 +62,9 @@ class _Sorted(torch.autograd.Function):
         for e, part in _parts(ctx.sizes):
             torch.mm(upstream[part], out[e], out=back[part])
         with torch.enable_grad():
-            leaves = [x.detach().requires_grad_() for x in (*both.chunk(2, dim=-1), amounts)]
-            inner = (ctx.gated(*leaves[:2], ctx.limit) * leaves[2]).to(rows.dtype)
-            *halves, grad_amounts = torch.autograd.grad(inner, leaves, back)
+            gate, up, weighed = (x.detach().requires_grad_() for x in (*both.chunk(2, dim=-1), amounts))
+            inner = (ctx.gated(gate, up, ctx.limit) * weighed).to(rows.dtype)
+            *halves, grad_amounts = torch.autograd.grad(inner, (gate, up, weighed), back)
         grad_both = torch.cat(halves, dim=-1)
         grad_rows = torch.zeros_like(rows)
         grad_into = torch.zeros(into.shape, dtype=ctx.kept, device=into.device)

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fourfold.kernels import composed
-from fourfold.kernels.composed import ExpertWeights
+from fourfold.kernels.composed import ExpertWeights, shared_expert
 from fourfold.kernels.formats import Rounding, decode, row_slabs
 from fourfold.kernels.reference import swiglu
 from fourfold.kernels.registry import impl
@@ -54,7 +53,7 @@ class FrozenProducts:
             "linear": self.linear,
             "grouped_linear": self.grouped_linear,
             "experts": self.experts,
-            "shared_expert": partial(composed.shared_expert, self),
+            "shared_expert": partial(shared_expert, self),
         }
 
     def linear(

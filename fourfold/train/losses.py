@@ -88,12 +88,12 @@ def sequence_balance(scores: Tensor, indices: Tensor, rows: int) -> Tensor:
 
 
 @torch.no_grad()
-def update_bias(bias: Tensor, indices: Tensor, step: float) -> float:
+def update_bias(bias: Tensor, load: Tensor, step: float) -> float:
     """Raise the bias of experts used less than the average by `step`, lower that of the others, in place.
 
-    bias [E] f32, indices [N, K] int64.  Returns the largest load as a multiple of the mean (1 is even).
-    Auxiliary-loss-free balancing, V4 report 2.1.
+    bias [E] f32, load [E]: how often each was chosen.  Returns the largest load as a multiple of the mean
+    (1 is even).  Auxiliary-loss-free balancing, V4 report 2.1.
     """
-    load = torch.bincount(indices.flatten(), minlength=len(bias)).to(bias)
+    load = load.to(bias)
     bias += step * torch.sign(load.mean() - load)
     return float(load.max() / load.mean())

@@ -6,6 +6,7 @@ The trainer knows nothing else, so another objective (distillation, say) is anot
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,12 +23,14 @@ from fourfold.train.anticipation import Anticipation, follow, note
 from fourfold.train.config import TrainConfig
 from fourfold.train.data import Batch, Stream
 from fourfold.train.dense import Dense
+from fourfold.train.expert_parallel import divided_experts
 from fourfold.train.finish import export
 from fourfold.train.fused import Fused, every_visible
 from fourfold.train.indexer import IndexerLoss
 from fourfold.train.initialise import initialise
 from fourfold.train.losses import head_cross_entropy, sequence_balance, update_bias
 from fourfold.train.masters import read_masters
+from fourfold.train.parallel import ranks
 from fourfold.train.recompute import recompute_blocks
 from fourfold.train.record import Progress
 from fourfold.weights.names import checkpoint_spec, parameter_of
@@ -139,6 +142,7 @@ class Common:
         initialise(self.module, self.config.model.init_std)
         if folder := self.config.model.init_from:
             self.load_masters(read_masters(Path(folder)), Path(folder))
+        ranks().divide(self.module)
         self.anticipation = Anticipation(dict(self.module.named_parameters()), self.config.stability)
 
 
@@ -159,6 +163,9 @@ class V4Objective(Common):
         fused.watch = self.indexers.seen
         # Batches of an evaluation vary in size, and compiling for each size costs more than it saves.
         self.evaluation_operations = Fused().operations
+        if ranks().shards > 1:
+            self.operations["experts"] = partial(divided_experts, gated=fused.gated)
+            self.evaluation_operations["experts"] = divided_experts
         if config.run.recompute:
             recompute_blocks(model, self.indexers, lambda: self._in_use)
         self._begin()
@@ -224,14 +231,21 @@ class V4Objective(Common):
 
     def after_step(self) -> dict[str, float]:
         step = self.config.loss.bias_update
-        layers = [torch.cat(parts) for parts in zip(*self._chosen, strict=True)]
-        # The MTP block, which is last, does not run in every step.
-        loads = [update_bias(bias.data, chosen, step) for bias, chosen in zip(self.biases, layers)]  # noqa: B905
+        experts = self.model_config.n_routed_experts
+        layers = [torch.cat(parts).flatten() for parts in zip(*self._chosen, strict=True)]
         self._chosen = []
-        return {"max_load": max(loads, default=0.0)}
+        if not layers:
+            return {"max_load": 0.0}
+        loads = ranks().total(torch.stack([torch.bincount(layer, minlength=experts) for layer in layers]))
+        # The MTP block, which is last, does not run in every step.
+        return {"max_load": max(update_bias(b.data, load, step) for b, load in zip(self.biases, loads))}  # noqa: B905
 
     def export(self, target: Path, tokenizer: Path) -> Path | None:
-        return export(self.masters(), self.model_config, self.config.quantisation, target, tokenizer)
+        masters = ranks().whole(self.masters())
+        with ranks().in_turn():
+            if ranks().first:
+                export(masters, self.model_config, self.config.quantisation, target, tokenizer)
+        return target
 
 
 class DenseObjective(Common):

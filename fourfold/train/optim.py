@@ -48,6 +48,11 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and not name.endswith(MATRIX_EXCEPTIONS)
 
 
+def by_muon(name: str, parameter: Tensor, settings: OptimizerSection) -> bool:
+    """Whether Muon takes it in a run with these settings."""
+    return settings.matrices == "muon" and is_matrix(name, parameter)
+
+
 class Muon:
     """W = W (1 - lr decay) - lr O, O = orthogonalise(mu M + G) sqrt(max(rows, cols)) gamma, M = mu M + G."""
 
@@ -142,7 +147,7 @@ class Optimizer:
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], settings: OptimizerSection) -> None:
         trained = {name: p for name, p in named if p.requires_grad}
-        muon = {n: p for n, p in trained.items() if settings.matrices == "muon" and is_matrix(n, p)}
+        muon = {n: p for n, p in trained.items() if by_muon(n, p, settings)}
         self.settings = settings
         self.muon = Muon(muon, settings)
         self.adamw = AdamW({n: p for n, p in trained.items() if n not in muon}, settings)
@@ -151,14 +156,19 @@ class Optimizer:
     def step(self, factor: float) -> float:
         """Clip, update at `factor` times the peak rates, drop the gradients.  Returns their norm."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        norm = self.norm()
         clip = self.settings.clip
-        if clip > 0 and norm > clip:
+        if gradients and clip > 0 and norm > clip:
             torch._foreach_mul_(gradients, float(clip / norm))
         self.muon.step(factor * self.settings.lr)
         self.adamw.step(factor * self.settings.adamw_lr)
         self.drop()
         return float(norm)
+
+    def norm(self) -> Tensor:
+        """Of the whole gradient."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        return torch.stack(torch._foreach_norm(gradients)).norm()
 
     def drop(self) -> None:
         """Forget the gradients."""

@@ -1,13 +1,15 @@
-"""What a run leaves to look at: metrics.csv while it runs, loss.png from it, and lines for who waits."""
+"""What a run leaves to look at: run.json, metrics.csv as it runs, its pictures, and lines for who waits."""
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 COLUMNS = (
     "step", "seconds", "tokens", "share", "lr", "loss", "kl", "mtp_loss", "balance", "indexer_loss",
@@ -88,13 +90,47 @@ def plot(curves: Mapping[str, Path], target: Path) -> None:
     pyplot.close(figure)
 
 
-class Progress:
-    """A bar with numbers on a terminal, otherwise a plain line now and then; always on stderr."""
+def plot_columns(path: Path, target: Path) -> None:
+    """Draw every other column of a metrics.csv over the steps, each by itself.  Needs matplotlib."""
+    from matplotlib import pyplot
 
-    def __init__(self, every: int) -> None:
-        self.every = every
+    rows = read_metrics(path)
+    apart = ("step", "seconds", "tokens", "share", "loss", "held_out_loss")
+    names = [name for name in COLUMNS if name not in apart and any(row.get(name) for row in rows)]
+    lines = max(1, -(-len(names) // 3))
+    figure, grid = pyplot.subplots(lines, 3, figsize=(12, 2.4 * lines), dpi=100, squeeze=False)
+    for axes, name in zip(grid.flat, names, strict=False):
+        known = [(row["step"], row[name]) for row in rows if name in row]
+        axes.plot(*zip(*known, strict=True), linewidth=0.8)
+        axes.set_title(name, fontsize=9)
+        axes.grid(alpha=0.3)
+    for axes in grid.flat[len(names) :]:
+        axes.axis("off")
+    figure.tight_layout()
+    figure.savefig(target)
+    pyplot.close(figure)
+
+
+def note_start(path: Path, config: Mapping[str, Any], step: int, environment: Mapping[str, Any]) -> None:
+    """Write run.json: the configuration as it is now, and when, at which step and where each start was."""
+    earlier = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.is_file() else []
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    document = {"config": config, "starts": [*earlier, {"time": now, "step": step, **environment}]}
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+class Progress:
+    """A bar with numbers on a terminal, otherwise a plain line now and then; always on stderr.
+
+    shown: False for a process that another one speaks for.
+    """
+
+    def __init__(self, every: int, *, shown: bool = True) -> None:
+        self.every, self.shown = every, shown
         self._bar = None
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -130,7 +166,7 @@ class Progress:
         """One line for the reader, above the bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(text)
-        else:
+        elif self.shown:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:

@@ -33,11 +33,11 @@ class Stored(Sequence[Sample]):
     def __init__(self, folder: Path, weights: Array, chosen: Array | None = None) -> None:
         """weights: of each source.  chosen: numbers of the samples; None: all."""
         self.folder, self._weights = folder, weights
-        self.index = np.load(folder / "samples.npy", mmap_mode="r")
+        self._rows = np.load(folder / "samples.npy", mmap_mode="r")
         # Copied where it is written to ("c"): torch takes no array that is only for reading.
         self._tokens = np.memmap(folder / "tokens.bin", dtype=np.int32, mode="c")
         self._learn = np.memmap(folder / "learn.bin", dtype=np.bool_, mode="c")
-        self.chosen = np.arange(len(self.index)) if chosen is None else chosen
+        self.chosen = np.arange(len(self._rows)) if chosen is None else chosen
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -52,19 +52,19 @@ class Stored(Sequence[Sample]):
         if isinstance(number, slice):
             return [self[i] for i in range(*number.indices(len(self)))]
         at = self.chosen[number]
-        part = slice(self.index["end"][at - 1] if at else 0, self.index["end"][at])
-        weight = float(self._weights[self.index["source"][at]])
+        part = slice(self._rows["end"][at - 1] if at else 0, self._rows["end"][at])
+        weight = float(self._weights[self._rows["source"][at]])
         return Sample(ids=self._tokens[part], answer=self._learn[part], weight=weight)
 
     @property
     def lengths(self) -> Array:
         """Tokens of each sample, int64 [n]."""
-        return np.diff(self.index["end"], prepend=0)[self.chosen]
+        return np.diff(self._rows["end"], prepend=0)[self.chosen]
 
     @property
     def weights(self) -> Array:
         """How often an epoch has each sample, f64 [n]."""
-        return self._weights[self.index["source"][self.chosen]]
+        return self._weights[self._rows["source"][self.chosen]]
 
     def fingerprint(self) -> str:
         """Changes with the samples and their weights."""
@@ -78,7 +78,7 @@ class Stored(Sequence[Sample]):
         """
         if share <= 0:
             return self, None
-        digests = self.index["digest"][self.chosen]
+        digests = self._rows["digest"][self.chosen]
         distinct = np.unique(digests)
         order = np.random.default_rng(seed).permutation(len(distinct))
         aside = np.isin(digests, distinct[order[: max(1, round(share * len(distinct)))]])

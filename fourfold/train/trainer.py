@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
-from fourfold.errors import TrainError
+from fourfold import __version__
+from fourfold.conformance.report import machine
+from fourfold.errors import ConfigError, TrainError
 from fourfold.train import checkpoint
 from fourfold.train.anticipation import Anticipation
 from fourfold.train.average import Average
@@ -19,11 +21,13 @@ from fourfold.train.checkpoint import RunState
 from fourfold.train.config import TrainConfig
 from fourfold.train.corpus import Encoder
 from fourfold.train.data import Batch, PackedData, Stream
+from fourfold.train.divided import DividedOptimizer
 from fourfold.train.objective import Objective, build_objective
 from fourfold.train.on_policy import RolloutObjective
 from fourfold.train.optim import Optimizer
+from fourfold.train.parallel import begin, leave, own_device
 from fourfold.train.quantise import rounded_weights
-from fourfold.train.record import Metrics, Progress, plot
+from fourfold.train.record import COLUMNS, Metrics, Progress, note_start, plot, plot_columns
 from fourfold.train.rollout import Rollouts
 from fourfold.train.runtime import prepare_cpu
 from fourfold.train.schedule import rate
@@ -62,28 +66,38 @@ class Trainer:
         self.config = config
         prepare_cpu(config.run.threads)
         self.folder = Path(config.run.dir)
-        self.device = torch.device(config.run.device)
+        self.device = own_device(config.run.device)
+        self.ranks = begin(config.parallel.replicas, self.device)
+        check_ranks(config, self.ranks.size)
         self.dtype = getattr(torch, config.run.dtype)
         encoder = Encoder(config.data.tokenizer, config.data.prompt_format)
         self.data: Stream
-        self.data, self.held_out = _datasets(config, encoder)
+        with self.ranks.in_turn():
+            self.data, self.held_out = _datasets(config, encoder)
         self.objective: Objective = build_objective(config, encoder.tokenizer, self.device)
         if isinstance(self.objective, RolloutObjective):
             self.data = Rollouts(config, encoder, self.objective, self._rounded)
-        self.optimizer = Optimizer(self.objective.module.named_parameters(), config.optimizer)
+        named = self.objective.module.named_parameters()
+        self.optimizer = (
+            DividedOptimizer(named, config.optimizer, self.ranks)
+            if self.ranks.size > 1
+            else Optimizer(named, config.optimizer)
+        )
         self.parameters = dict(self.objective.module.named_parameters())
         self.average = Average(self.parameters, config.run.ema)
         self.state = self._resume()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.metrics = Metrics(self.folder / "metrics.csv", self.state.step)
-        self.progress = Progress(config.run.log_every)
+        self.metrics = self._record() if self.ranks.first else None
+        self.progress = Progress(config.run.log_every, shown=self.ranks.first)
         self._saved_at = self.state.seconds
         self._started = time.perf_counter() - self.state.seconds
 
     def close(self) -> None:
-        """Leave terminal and files in order."""
+        """Leave terminal, files and the other processes in order."""
+        leave()
         self.progress.close()
-        self.metrics.close()
+        if self.metrics is not None:
+            self.metrics.close()
 
     def _resume(self) -> RunState:
         found = checkpoint.checkpoints(self.folder)
@@ -91,10 +105,10 @@ class Trainer:
         if not found:
             return RunState(fingerprint=fingerprint)
         model, optimizer, state = checkpoint.load(found[-1])
-        self.objective.load_masters(model, found[-1])
+        self.objective.load_masters(self.ranks.own(model), found[-1])
         try:
             for part in self._stateful():
-                part.load(optimizer)
+                part.load(self.ranks.own(optimizer))
         except (KeyError, RuntimeError) as error:
             raise TrainError(
                 f"{found[-1]} was trained with another optimizer or model: {error}; "
@@ -107,6 +121,11 @@ class Trainer:
             # like.
             self.data.position = (state.epoch + 1, 0)
         return replace(state, fingerprint=fingerprint)
+
+    def _record(self) -> Metrics:
+        environment = machine(self.config.run.device) | {"fourfold": __version__, "ranks": self.ranks.size}
+        note_start(self.folder / "run.json", self.config.to_dict(), self.state.step, environment)
+        return Metrics(self.folder / "metrics.csv", self.state.step)
 
     @property
     def share(self) -> float:
@@ -142,11 +161,14 @@ class Trainer:
                 held_out = self.evaluate()
                 values["held_out_loss"] = held_out
                 self.progress.say(f"step {self.state.step}: held-out loss {held_out:.4f}")
-            self.metrics.add(values)
+            if self.metrics is not None:
+                self.metrics.add(values)
             self.progress.step(values)
             if last or self._checkpoint_due():
                 self.save()
-        plot({self.config.model.kind: self.folder / "metrics.csv"}, self.folder / "loss.png")
+        if self.ranks.first:
+            plot({self.config.model.kind: self.folder / "metrics.csv"}, self.folder / "loss.png")
+            plot_columns(self.folder / "metrics.csv", self.folder / "curves.png")
         return TrainResult(
             folder=self.folder,
             steps=self.state.step,
@@ -182,7 +204,7 @@ class Trainer:
         values |= self.objective.after_step()
         self.average.update()
         anticipation.after_step(number + 1)
-        seconds = time.perf_counter() - self._started
+        seconds = self.ranks.agreed(time.perf_counter() - self._started)
         epoch, row = self.data.position
         self.state = replace(
             self.state,
@@ -204,21 +226,27 @@ class Trainer:
         }
 
     def _gradients(self, batch: Batch, share: float, number: int) -> dict[str, float]:
-        """Gradients of the whole batch, part by part; the parts' numbers weighted like their losses."""
+        """Gradients of this rank's part of the batch, part by part; the numbers of all, weighted like their
+        losses."""
         values: dict[str, float] = {}
+        parts = self.config.data.accumulate
+        mine = slice(parts * self.ranks.rank, parts * (self.ranks.rank + 1))
         with self._rounded():
-            for part in batch.split(self.config.data.accumulate):
+            for part in batch.split(parts * self.ranks.size)[mine]:
                 weight = part.learnt / max(batch.learnt, 1)
                 with self._autocast():
                     loss, numbers = self.objective.loss(part, share, number)
                 (loss * weight).backward()
                 for name, value in numbers.items():
                     values[name] = values.get(name, 0.0) + weight * value
-        return values
+        return self.ranks.totals(values, COLUMNS)
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Mean held-out loss in nats per target, with the weights as they would be exported now."""
+        """Mean held-out loss in nats per target, with the weights as they would be exported now.
+
+        Every rank computes the same rows: their experts are everywhere.
+        """
         assert self.held_out is not None
         rows = self.held_out.window_rows(0)
         size = self.config.data.batch_size
@@ -230,19 +258,16 @@ class Trainer:
                 count += batch.learnt
         return total / max(count, 1)
 
-    def save(self) -> Path:
-        """Write a checkpoint now."""
+    def save(self) -> None:
+        """Write a checkpoint now: one, of the whole model, whatever the number of ranks."""
         self._saved_at = self.state.seconds
-        masters = self.objective.masters()
+        masters = self.ranks.whole(self.objective.masters())
         kept = {name: value for part in self._stateful() for name, value in part.state().items()}
-        return checkpoint.save(
-            self.folder,
-            masters,
-            kept,
-            self.state,
-            self.config.to_dict(),
-            self.config.run.keep,
-        )
+        kept = self.ranks.whole(kept)
+        with self.ranks.in_turn():
+            if self.ranks.first:
+                keep = self.config.run.keep
+                checkpoint.save(self.folder, masters, kept, self.state, self.config.to_dict(), keep)
 
     def _every(self, steps: int) -> bool:
         return steps > 0 and self.state.step % steps == 0
@@ -257,6 +282,24 @@ class Trainer:
             return None
         with self.average.applied():
             return self.objective.export(self.folder / "export", Path(self.config.data.tokenizer))
+
+
+def check_ranks(config: TrainConfig, ranks: int) -> None:
+    """What needs several processes to be right.  ConfigError."""
+    parts = config.data.accumulate * ranks
+    if config.data.batch_size % parts:
+        raise ConfigError(
+            f"data.batch_size is {config.data.batch_size}, which {ranks} processes of data.accumulate "
+            f"{config.data.accumulate} cannot share; make it a multiple of {parts}"
+        )
+    for key, value in {"lora.base": config.lora.base, "rollout.prompts": config.rollout.prompts}.items():
+        if ranks > 1 and value:
+            raise ConfigError(f"{key} is {value!r} with {ranks} processes; allowed: one process")
+    if ranks > 1 and config.distil.cache:
+        raise ConfigError(
+            f"distil.cache is {config.distil.cache!r} with {ranks} processes, which would all write it; "
+            'set it to "", so that the teacher is asked in every step'
+        )
 
 
 def _datasets(config: TrainConfig, encoder: Encoder) -> tuple[PackedData, PackedData | None]:

@@ -49,6 +49,6 @@ def test_balance_is_one_when_even_and_larger_when_not() -> None:
 
 def test_bias_follows_the_load() -> None:
     bias = torch.zeros(4)
-    busiest = update_bias(bias, torch.tensor([[0, 1], [0, 2], [0, 1], [0, 2]]), 0.001)
+    busiest = update_bias(bias, torch.tensor([4, 2, 2, 0]), 0.001)
     assert busiest == pytest.approx(2.0)
     torch.testing.assert_close(bias, torch.tensor([-0.001, 0.0, 0.0, 0.001]))

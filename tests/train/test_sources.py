@@ -33,7 +33,11 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
 def test_parquet_rows_are_records(tmp_path: Path) -> None:
     """Cells that a table leaves empty are keys that a record does not have; other columns are not read."""
     path = tmp_path / "c.parquet"
-    rows = [{"text": "x", "url": "u"}, {"prompt": "p", "response": "r"}, {"messages": TALK}]
+    rows: list[dict[str, Any]] = [
+        {"text": "x", "url": "u"},
+        {"prompt": "p", "response": "r"},
+        {"messages": TALK},
+    ]
     columns = ("text", "prompt", "response", "messages", "url")
     write_parquet(path, [{name: row.get(name) for name in columns} for row in rows])
     assert records(path) == [{"text": "x"}, *rows[1:]]

@@ -47,6 +47,10 @@ def test_it_learns(make_config: MakeConfig) -> None:
     assert rows[-1]["loss"] < rows[0]["loss"] - 1.5
     assert rows[-1]["held_out_loss"] < rows[0]["loss"] - 1.0
     assert (result.folder / "loss.png").stat().st_size > 1000
+    assert (result.folder / "curves.png").stat().st_size > 1000
+    record = json.loads((result.folder / "run.json").read_text(encoding="utf-8"))
+    assert record["config"]["run"]["steps"] == 16
+    assert [(start["step"], start["torch"]) for start in record["starts"]] == [(0, torch.__version__)]
     assert len(checkpoint.checkpoints(result.folder)) == 2
 
 
