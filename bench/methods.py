@@ -48,8 +48,8 @@ TASKS = (
     ROOT / "models" / "eval" / "cloze.jsonl",
     ROOT / "models" / "eval" / "minimal_pairs.jsonl",
 )
-PROMPTS, ANSWERS, LENGTH = 400, 2, 96
-DRAWN = 96
+PROMPTS, ANSWERS, LENGTH = 300, 2, 96
+DRAWN = 64
 KL = "sequence kl"
 
 
