@@ -1,6 +1,7 @@
 """What is each way of teaching worth?  One small student, equal budgets, measured on the same records.
 
-    python -m bench.methods DIR [--base-steps 60] [--steps 60] [--threads 1] [--out results.json]
+    python -m bench.methods DIR [--base-steps 60] [--steps 40] [--prompts 300] [--threads 2]
+        [--out results.json]
 
 The teacher is the shipped model, the student that of examples/distil, which first reads other text (sentences
 of WordNet) for `--base-steps`.  From there each way has `--steps` steps of about as many learnt tokens: more
@@ -48,12 +49,12 @@ TASKS = (
     ROOT / "models" / "eval" / "cloze.jsonl",
     ROOT / "models" / "eval" / "minimal_pairs.jsonl",
 )
-PROMPTS, ANSWERS, LENGTH = 300, 2, 96
+ANSWERS, LENGTH = 2, 96
 DRAWN = 64
 KL = "sequence kl"
 
 
-def prompts(file: Path, count: int) -> list[str]:
+def questions(file: Path, count: int) -> list[str]:
     """So many prompts of a corpus file, in an order that mixes its kinds."""
     with lzma.open(file, "rt", encoding="utf-8") as lines:
         records = [json.loads(line) for line in lines]
@@ -72,13 +73,13 @@ class Written:
 
 
 def write(
-    model: Transformer, questions: Sequence[str], answers: int, temperature: float, log: Path
+    model: Transformer, asked: Sequence[str], answers: int, temperature: float, log: Path
 ) -> list[Written]:
     """Answers of `model` to each question."""
     assert model.tokenizer is not None
     encoder = Encoder(model.tokenizer.path)
     asks = []
-    for number, question in enumerate(questions):
+    for number, question in enumerate(asked):
         ids, start = encoder.record({"prompt": question, "response": ""})
         asks += [Ask(prompt=tuple(ids[:start]), seed=number * answers + i) for i in range(answers)]
     kept = RolloutLog(log, "bench")
@@ -95,18 +96,18 @@ def write(
 class Bench:
     """The runs of one folder."""
 
-    def __init__(self, folder: Path, base_steps: int, steps: int, threads: int) -> None:
+    def __init__(self, folder: Path, *, base_steps: int, steps: int, prompts: int, threads: int) -> None:
         self.folder, self.base_steps, self.steps, self.threads = folder, base_steps, steps, threads
         self.teacher = fourfold.load(fourfold.shipped_model(), numerics="fast")
         self.tasks = [read_task(path) for path in TASKS]
-        self.held_out = prompts(CORPUS / "heldout.jsonl.xz", DRAWN)
+        self.held_out = questions(CORPUS / "heldout.jsonl.xz", DRAWN)
         self.costs: dict[str, dict[str, float]] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        self._prepare_answers()
+        self._prepare_answers(prompts)
 
-    def _prepare_answers(self) -> None:
+    def _prepare_answers(self, count: int) -> None:
         """The teacher's answers, and the prompts alone."""
-        asked = prompts(CORPUS / "train.jsonl.xz", PROMPTS)
+        asked = questions(CORPUS / "train.jsonl.xz", count)
         begun = time.perf_counter()
         answers = write(self.teacher, asked, ANSWERS, 0.9, self.folder / "asked.jsonl")
         self.asking = time.perf_counter() - begun
@@ -122,7 +123,7 @@ class Bench:
         values["model"] = {"config": str(STUDENT / "config.json"), "init_from": begin}
         values["data"] |= {"held_out_share": 0.0, "tokenizer": str(fourfold.shipped_model())}
         values["run"] |= {
-            "dir": str(self.folder / name), "steps": steps, "threads": self.threads, "checkpoint_every": 0,
+            "dir": str(self.folder / name), "steps": steps, "threads": self.threads, "checkpoint_every": 10,
             "eval_every": 0, "log_every": 20,
         }  # fmt: skip
         if begin:
@@ -150,13 +151,13 @@ class Bench:
 
     def on_policy(self, name: str, begin: str, steps: int) -> str:
         """From the student's own answers."""
-        prompts = [{"path": str(self.prompts)}]
+        files = [{"path": str(self.prompts)}]
         return self.run(
             name,
             begin,
             steps,
             data={"files": []},
-            rollout={"prompts": prompts, "batch": 40, "samples": 1, "max_tokens": LENGTH},
+            rollout={"prompts": files, "batch": 40, "samples": 1, "max_tokens": LENGTH},
             on_policy={"teachers": [{"path": str(fourfold.shipped_model())}]},
         )
 
@@ -194,12 +195,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--base-steps", type=int, default=60)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--prompts", type=int, default=300)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    bench = Bench(options.folder, options.base_steps, options.steps, options.threads)
+    bench = Bench(
+        options.folder,
+        base_steps=options.base_steps,
+        steps=options.steps,
+        prompts=options.prompts,
+        threads=options.threads,
+    )
     figures = {name: bench.measured(name, export) for name, export in bench.students().items()}
     rows = []
     for name, found in figures.items():
@@ -220,7 +228,7 @@ def main() -> None:
         "threads": options.threads,
         "base_steps": options.base_steps,
         "steps": options.steps,
-        "prompts": PROMPTS,
+        "prompts": options.prompts,
         "answers": ANSWERS,
         "asking_seconds": round(bench.asking, 1),
         "costs": bench.costs,
