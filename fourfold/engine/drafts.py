@@ -29,8 +29,8 @@ _GUESSED_MORE, _GUESSED_PASS = 0.2, 0.2
 _REFRESH = 64
 """In so many steps two are plain, for the comparison to stay true."""
 _IDLE, _REST = 4, 16
-"""Each so many looks in a row that found no draft worth making let one step more go by until the next look, up
-to so many: a look costs a small model a twentieth of a step."""
+"""Each so many looks in a row that found no draft worth making let one step more go by until the next look,
+up to so many: a look costs a small model a twentieth of a step."""
 _TRIAL = 4
 """Steps of a trial."""
 _ALLOWED = 0.005

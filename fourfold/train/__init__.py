@@ -10,6 +10,10 @@ experts.py    the routed experts                       trainer.py    the loop
 checkpoint.py resuming                                 record.py     metrics, plot and progress
 finish.py     export to the official layout            parallel.py   torchrun's processes
 divided.py    their optimiser                          expert_parallel.py  their routed experts
+distil.py     learning from a teacher's logits         teacher.py     who is learnt from
+rollout.py    batches that the student writes itself   policy.py      the student while it writes
+on_policy.py  learning from those                      grpo.py        what they cost by what they earned
+rewards.py    what an answer earns                     rollout_log.py answers, token by token
 """
 
 from fourfold.train.config import TrainConfig, load_config

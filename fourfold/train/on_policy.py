@@ -66,6 +66,7 @@ class RolloutObjective(V4Objective):
         self.device = device
         desk = Desk(partial(open_teacher, tokenizer=tokenizer, device=device, dtype=self.dtype))
         self.judges = [self._judge(desk, folder, weights) for folder, weights in _weights(config).items()]
+        self._order = [*self.judges]
         self._numbers: Mapping[str, float] = {}
 
     def _judge(self, desk: Desk, folder: Path, weights: Tensor) -> Judge:
@@ -80,10 +81,10 @@ class RolloutObjective(V4Objective):
     ) -> list[RolloutBatch]:
         """Ask the teachers, and note the student's own probabilities where its weights will have moved."""
         self._numbers = numbers
-        for judge in self.judges:
+        for judge in self._order:
             asked = [torch.from_numpy(a.ids).long() for a in answers if judge.weights[a.domain] > 0]
             judge.states.renew(asked, self.device)
-        self.judges.reverse()  # who is in memory now is asked first in the next round
+        self._order.reverse()  # who is in memory now is asked first in the next round
         if self.config.grpo.reward and len(batches) > 1:
             return [replace(batch, old=self._logprobs(batch.to(self.device)).cpu()) for batch in batches]
         return batches

@@ -86,16 +86,18 @@ def write_answers(
         for answer in list(open_answers.values()):
             for _ in engine.chunks(answer):  # each step of it serves all of them
                 _note(log, open_answers, noted, tokenizer)
+        _note(log, open_answers, noted, tokenizer)
 
 
 def _note(log: RolloutLog, answers: dict[int, Answer], noted: dict[int, int], tokenizer: Tokenizer) -> None:
     """What all open answers have got since the last time; those that have ended are open no more."""
+    # Asked first, as the engine may be a step ahead: an answer's last token comes before its end.
+    ended = [number for number, answer in answers.items() if answer.ended and answer.error is None]
     news = {number: ids for number, answer in answers.items() if (ids := answer.ids[noted[number] :])}
     if news:
         log.add(news)
-    for number, answer in list(answers.items()):
-        noted[number] = len(answer.ids)
-        if answer.ended:
-            reason: Finish = "stop" if answer.finish_reason == "stop" else "length"
-            log.end(number, reason, tokenizer.decode(log.tokens.get(number, [])))
-            del answers[number]
+    for number, ids in news.items():
+        noted[number] += len(ids)
+    for number in ended:
+        reason: Finish = "stop" if answers.pop(number).finish_reason == "stop" else "length"
+        log.end(number, reason, tokenizer.decode(log.tokens.get(number, [])))

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from fourfold.distil.config import load_distil_config
+from fourfold.distil.student import training
 from fourfold.errors import ConfigError
 from fourfold.train.config import TrainConfig, load_config
 
+ROOT = Path(__file__).parents[2]
 SMALL = """
 [model]
 config = "config.json"
@@ -84,3 +87,17 @@ def test_the_shipped_configs_are_valid() -> None:
     folder = Path(__file__).parents[2] / "models" / "train"
     for path in sorted(folder.glob("*.toml")):
         load_config(path)
+
+
+def test_examples_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And name files that are there, but for what an earlier example makes."""
+    monkeypatch.chdir(ROOT)
+    distil = load_distil_config("examples/distil.toml")
+    student = training(distil, Path("data.jsonl"))
+    runs = [load_config("examples/grpo.toml"), load_config("examples/distil/on_policy.toml")]
+    named = [*distil.prompts.files, *distil.student.tasks, student.model.config]
+    for config in runs:
+        named += [config.model.config, config.data.tokenizer]
+        named += [file.path for file in (*config.rollout.prompts, *config.data.held_out)]
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    assert runs[1].model.init_from == f"{student.run.dir}/export"

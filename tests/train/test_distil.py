@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fourfold.errors import ConfigError, TrainError
 from fourfold.train.config import TrainConfig
-from fourfold.train.data import IGNORE
+from fourfold.train.data import IGNORE, PackedData
 from fourfold.train.distil import DistilObjective
 from fourfold.train.divergence import Divergence, head_divergence
 from fourfold.train.record import read_metrics
@@ -101,6 +101,7 @@ def test_cache_is_filled_once_and_goes_on_after_a_kill(
     assert isinstance(trainer.objective, DistilObjective)
     cache = trainer.objective.teacher
     assert isinstance(cache, CachedTeacher)
+    assert isinstance(trainer.data, PackedData)
     samples = cache.missing(torch.from_numpy(ids).long() for ids in trainer.data.pieces())
     trainer.close()
     cache.fill(samples[:5], torch.device("cpu"), lambda done: None)
