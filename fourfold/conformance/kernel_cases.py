@@ -21,12 +21,12 @@ from fourfold.weights.formats import pack_int4, scale_bits
 F32 = 2e-5  # sums in another order
 BLOCK = 1e-4  # the same through several operations, one after the other
 BF16 = 2e-2  # one step of bf16 at the largest values
-# A rounding inside that falls the other way for a few values.  One step of bf16, 2^-7, of the largest of 64 to
-# 256 inputs (4 rms) times the largest weight (3 rms) is up to 0.02 of the rms of a product.
+# A rounding inside that falls the other way for a few values.  One step of bf16, 2^-7, of the largest of
+# 64 to 256 inputs (4 rms) times the largest weight (3 rms) is up to 0.02 of the rms of a product.
 FLIPS = 2e-2
-# The same before SwiGLU, which multiplies two such products, and in a token whose result is a few times the rms
-# of all.  With its inputs changed by 2^-23 the reference differs from itself by up to 0.12, and by more than
-# 0.02 in every fourth draw of 18 tokens; the native kernels do in as many.
+# The same before SwiGLU, which multiplies two such products, and in a token whose result is a few times
+# the rms of all.  With its inputs changed by 2^-23 the reference differs from itself by up to 0.12, and by
+# more than 0.02 in every fourth draw of 18 tokens; the native kernels do in as many.
 BLOCK_FLIPS = 0.2
 SUMS = 0.5  # the same for many, where what is rounded was rounded to bf16 before
 SAME = 0.0  # bits must match
