@@ -19,9 +19,15 @@ from fourfold.weights.formats import pack_int4, scale_bits
 
 # Errors are read against the rms of the reference's result.
 F32 = 2e-5  # sums in another order
-BLOCK = 1e-4  # the same through all the operations of a block, one after the other
+BLOCK = 1e-4  # the same through several operations, one after the other
 BF16 = 2e-2  # one step of bf16 at the largest values
-FLIPS = 2e-2  # a rounding inside that falls the other way for a few values
+# A rounding inside that falls the other way for a few values.  One step of bf16, 2^-7, of the largest of
+# 64 to 256 inputs (4 rms) times the largest weight (3 rms) is up to 0.02 of the rms of a product.
+FLIPS = 2e-2
+# The same before SwiGLU, which multiplies two such products, and in a token whose result is a few times
+# the rms of all.  With its inputs changed by 2^-23 the reference differs from itself by up to 0.12, and by
+# more than 0.02 in every fourth draw of 18 tokens; the native kernels do in as many.
+BLOCK_FLIPS = 0.2
 SUMS = 0.5  # the same for many, where what is rounded was rounded to bf16 before
 SAME = 0.0  # bits must match
 
@@ -213,7 +219,8 @@ def _sparse_attention(draw: Draw) -> Iterator[Case]:
             label = f"{source}, {str(dtype).removeprefix('torch.')}"
             yield Case("sparse_attention", label, arguments, bound)
             rounded = (*arguments, Rounding.BF16)
-            yield Case("sparse_attention", f"{label}, bf16 products", rounded, FLIPS)
+            both = FLIPS if dtype is torch.float32 else FLIPS + BF16
+            yield Case("sparse_attention", f"{label}, bf16 products", rounded, both)
         # The cache is bf16 and the queries are not.
         mixed = (q.float(), *arguments[1:], Rounding.BF16)
         yield Case("sparse_attention", f"{source}, float32 queries of bfloat16, bf16 products", mixed, FLIPS)
@@ -314,13 +321,14 @@ def _attention_layer(draw: Draw) -> Iterator[Case]:
                 for count, compressors in enumerate(((), (large,), (large, small))):
                     inputs = (*arguments, compressors, positions, rounding)
                     name = f"{label}, {count} compressors"
-                    yield Case("attention_inputs", name, inputs, bound, dict(_MIXING))
+                    yield Case("attention_inputs", name, inputs, max(bound, BLOCK), dict(_MIXING))
                     slots = (
                         draw.normal(2, tokens, width),
                         *(draw.normal(2, tokens, n) for n in (128, 64)[:count]),
                     )
                     block = (streams, inputs[1:], slots, (*sources, *output), _entry(draw, 4, model), experts)
-                    yield Case("block", f"{name}, {source}", block, max(bound, BLOCK), dict(_MIXING))
+                    whole = BLOCK if rounding is NONE else BLOCK_FLIPS
+                    yield Case("block", f"{name}, {source}", block, whole, dict(_MIXING))
 
 
 def _index_arguments(
@@ -370,7 +378,8 @@ def _mixture(draw: Draw) -> Iterator[Case]:
             yield Case("moe", f"{label}, known", (x, router, None, known, *rest), bound)
             back = (draw.normal(2, tokens, 4), draw.normal(2, tokens, 4, 4).softmax(-1), _entry(draw, 4, 256))
             block = (x, draw.normal(2, tokens, 4, 256), *back, (router, None, known, *rest))
-            yield Case("hc_moe", f"{label}, known", block, bound, dict(_MIXING))
+            chain = F32 if rounding is NONE else BLOCK_FLIPS
+            yield Case("hc_moe", f"{label}, known", block, chain, dict(_MIXING))
             yield Case("shared_expert", label, (x.flatten(0, 1), alone, 10.0, own), bound)
 
 
