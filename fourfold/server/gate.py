@@ -24,6 +24,8 @@ _QUIET = OPEN_PATHS | {"/metrics"}
 """Those that machines ask every few seconds: not in the log."""
 
 _BODY_SECONDS = 60.0
+_PATIENCE = 4
+"""A body that is so many times too large, as its client says, is read to its end and dropped."""
 
 
 class Gate:
@@ -100,11 +102,17 @@ class Gate:
     async def _body(self, receive: Receive, headers: Headers) -> bytes:
         most = self._server.config.body_bytes
         declared = headers.get("content-length", "0")
-        if declared.isdigit() and int(declared) > most:
+        too_large = declared.isdigit() and int(declared) > most
+        if too_large and int(declared) > _PATIENCE * most:
             raise _too_large(most)
         parts, size = [], 0
         try:
             async with asyncio.timeout(_BODY_SECONDS):
+                # Who still sends when we close never sees why.
+                while too_large:
+                    message = await receive()
+                    if not message.get("more_body", False):
+                        raise _too_large(most)
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
