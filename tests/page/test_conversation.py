@@ -216,6 +216,22 @@ def test_settings_reach_the_server(serve, visit):
     assert page.input_value("#system") == "You are a cat." and page.input_value("[name=top_p]") == "0.9"
 
 
+def test_one_of_several_models_can_be_chosen(serve, visit):
+    page = visit(serve("Fine.", aliases=("another",)).url)
+    page.click("#toggle-settings")
+    page.select_option("#model-choice", "another")
+    assert page.inner_text("#model") == "another"
+    with page.expect_request("**/v1/chat/completions") as sent:
+        ask(page, "Who are you?")
+    assert sent.value.post_data_json["model"] == "another"
+    answered(page)
+    with page.expect_request("**/fourfold/inspect") as sent:
+        page.click("text=Look inside")
+    assert sent.value.post_data_json["model"] == "another"
+    page.reload()
+    until(page, "document.getElementById('model').innerText === 'another'")
+
+
 def test_an_answer_that_is_cut_says_so(serve, visit):
     page = visit(serve("one two three four five six").url)
     page.click("#toggle-settings")

@@ -11,7 +11,7 @@ const SAVE_EVERY = 1000;
 /**
  * The thread of one conversation at a time; answers of others go on being written.
  *
- * model(): resolves to its name; changed(): after every change of what is listed; inspect(conversation, message);
+ * model(wanted): resolves to the name of one that there is; changed(): after every change of what is listed; inspect(conversation, message);
  * askKey(why): resolves to whether there is a new key; lost(): nobody answers.
  */
 export class Chat {
@@ -107,11 +107,11 @@ export class Chat {
 
   async ask() {
     const { conversation } = this;
-    const { system, effort } = conversation.settings;
+    const { system, effort, model } = conversation.settings;
     const body = requestBody(conversation);
     // Until it has ended it counts as stopped: so a reload finds it.
     const message = { role: "assistant", content: "", reasoning: "", ids: [], finish: "stopped" };
-    message.asked = { system, effort };
+    message.asked = { system, effort, model };
     conversation.messages.push(message);
     conversation.changed = Date.now();
     const run = { conversation, message, abort: new AbortController() };
@@ -133,8 +133,8 @@ export class Chat {
     const began = performance.now();
     let first = 0;
     let saved = began;
-    const model = await this.on.model();
-    for await (const chunk of chat({ model, ...body }, abort.signal)) {
+    message.asked.model = await this.on.model(message.asked.model);
+    for await (const chunk of chat({ model: message.asked.model, ...body }, abort.signal)) {
       const now = performance.now();
       message.usage = chunk.usage ?? message.usage;
       const choice = chunk.choices[0];
@@ -224,7 +224,7 @@ export function spoken(messages, { system }) {
 
 /** Settings that were left empty are the server's to choose. */
 function requestBody({ settings, messages }) {
-  const { system, effort, ...sampling } = settings;
+  const { system, effort, model: _, ...sampling } = settings;
   return {
     messages: spoken(messages, { system }),
     stream: true,

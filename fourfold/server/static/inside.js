@@ -29,6 +29,7 @@ export class Inside {
       });
       if (mine !== this.number) return;
       this.from = prompt.count;
+      this.model = answer.asked.model;
       this.tokens = [...prompt.tokens, ...answer.ids];
       await this.look(this.tokens.length - 1);
     } catch (error) {
@@ -50,7 +51,7 @@ export class Inside {
   async ask(position, mine) {
     for (let times = 1; ; times += 1) {
       try {
-        return await api.json("/fourfold/inspect", { body: { tokens: this.tokens, position } });
+        return await api.json("/fourfold/inspect", { body: { model: this.model, tokens: this.tokens, position } });
       } catch (error) {
         if (error.status !== BUSY || times === PATIENCE || mine !== this.number) throw error;
         await new Promise((done) => { setTimeout(done, 250); });

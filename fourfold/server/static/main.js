@@ -13,9 +13,9 @@ const input = byId("input");
 const live = new Live(byId("live"));
 const inside = new Inside(byId("inside"));
 const panel = new Panel((tab) => live.run(tab === "live"));
-const watch = new Watch(askKey);
+const watch = new Watch(askKey, showState);
 const chat = new Chat(byId("thread"), {
-  model: () => watch.name(),
+  model: (wanted) => watch.name(wanted),
   changed: showState,
   scrolled: (follows) => { byId("latest").hidden = follows; },
   inspect: (conversation, answer) => {
@@ -28,6 +28,7 @@ const chat = new Chat(byId("thread"), {
 const settings = new Settings((given) => {
   chat.conversation.settings = given;
   if (chat.conversation.messages.length) store.save(chat.conversation);
+  showModel();
 });
 
 /** Ask for an API key; resolves to whether there is one.  Who asks meanwhile gets the same answer. */
@@ -60,6 +61,11 @@ function showState() {
   send.title = running ? "Stop (Esc)" : "Send (Enter)";
   byId("conversations").replaceChildren(...store.conversations().map(listed));
   settings.show(conversation.settings);
+  showModel();
+}
+
+function showModel() {
+  byId("model").textContent = watch.called(chat.conversation.settings.model);
 }
 
 function listed(conversation) {

@@ -3,6 +3,7 @@
 import { byId } from "./dom.js";
 
 const TABS = ["live", "inside", "settings"];
+const TEXTS = ["model", "system", "effort"];
 const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
 const OPEN = "fourfold.panel";
 
@@ -77,12 +78,12 @@ export class Settings {
   }
 
   show(settings) {
-    for (const name of ["system", "effort", ...NUMBERS]) this.form.elements[name].value = settings[name] ?? "";
+    for (const name of [...TEXTS, ...NUMBERS]) this.form.elements[name].value = settings[name] ?? "";
   }
 
   read() {
     const found = {};
-    for (const name of ["system", "effort"]) {
+    for (const name of TEXTS) {
       if (this.form.elements[name].value.trim()) found[name] = this.form.elements[name].value;
     }
     for (const name of NUMBERS) {

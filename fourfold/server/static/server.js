@@ -1,35 +1,44 @@
 // What the page knows of its server: the model's name, and whether it answers.
 
 import * as api from "./api.js";
-import { announce, byId, toast } from "./dom.js";
+import { announce, byId, h, toast } from "./dom.js";
 
 const OFTEN = 2000; // while it does not answer
 const SELDOM = 15000;
 
-/** askKey(why) as in chat.js. */
+/** askKey(why) as in chat.js; met(): the models are known. */
 export class Watch {
-  constructor(askKey) {
+  constructor(askKey, met) {
     this.askKey = askKey;
-    this.model = "";
+    this.met = met;
+    this.models = [];
     this.there = true;
     this.look();
     document.addEventListener("visibilitychange", () => { if (!document.hidden) this.look(); });
   }
 
-  /** What the model is called. */
-  async name() {
-    if (!this.model) {
+  /** What the model is called: as `wanted`, if there is such a one. */
+  async name(wanted) {
+    if (!this.models.length) {
       const { data } = await api.json("/v1/models");
-      this.model = data[0].id;
-      byId("model").textContent = this.model;
+      this.models = data.map((model) => model.id);
+      const choices = this.models.map((id, i) => h("option", { value: i ? id : "" }, id));
+      byId("model-choice").replaceChildren(...choices);
+      byId("models").hidden = choices.length < 2;
     }
-    return this.model;
+    return this.called(wanted);
+  }
+
+  /** The same as far as it is known. */
+  called(wanted) {
+    return this.models.includes(wanted) ? wanted : this.models[0] ?? "";
   }
 
   /** Learn that; where it needs a key it is asked for. */
   async meet() {
     try {
       await this.name();
+      this.met();
     } catch (error) {
       if (error instanceof api.Unreachable) this.lost();
       else if (error.status === 401 && await this.askKey(error.message)) await this.meet();
