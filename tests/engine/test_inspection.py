@@ -71,7 +71,10 @@ def test_the_choices_are_those_of_transformers(model, engine):
     ids = tokens(LENGTH)
     routed, indexed = transformers_choices(model, ids)
     # Others run beside it: their tokens are in the same steps.
-    beside = [engine.submit(Request(prompt=tokens(60, seed=seed)[0], max_tokens=30)) for seed in (1, 2)]
+    beside = [
+        engine.submit(Request(prompt=tokens(60, seed=seed)[0], max_tokens=30, ignore_eos=True))
+        for seed in (1, 2)
+    ]
     for position in (LENGTH - 1, 50, 17, 3):
         layers = inspect(engine, ids[0, : position + 1].tolist())
         csa = iter(indexed)
@@ -127,7 +130,7 @@ def test_nobody_waits_for_what_an_inspection_computes(engine):
     ids = tokens(90, seed=6)[0].tolist()
     inspection = threading.Thread(target=inspect, args=(engine, ids))
     inspection.start()
-    said = list(engine.stream(Request(prompt=ids, max_tokens=5, sampling=Sampling(temperature=0))))
+    said = list(engine.stream(Request(prompt=ids, max_tokens=5, ignore_eos=True)))
     inspection.join()
     assert len(said) == 5
 
