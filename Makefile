@@ -4,6 +4,7 @@
 #   make run PROMPT="Once upon a"   print one answer
 #   make test | lint | types | format
 #   make test-neon                  the kernels for aarch64, cross-compiled and emulated
+#   make test-page                  the server's page in a browser (tests/page)
 #   make test-ascend                Huawei Ascend: the real torch_npu over an emulated CANN (tests/ascend)
 #
 # PYTHON       the interpreter that .venv is made from (3.11 or newer)
@@ -30,7 +31,7 @@ READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard fourfold/kernels/cpu/csrc/*)
 
-.PHONY: run test test-neon test-ascend lint types format clean
+.PHONY: run test test-page test-neon test-ascend lint types format clean
 
 run: $(READY)
 	@if [ -z "$$PROMPT" ] && [ -t 0 ] && [ -t 1 ]; then $(BIN)/fourfold chat; \
@@ -45,6 +46,11 @@ test-neon:
 	-DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM_CXX) -DCMAKE_EXE_LINKER_FLAGS=-static
 	cmake --build build/neon
 	$(ARM_RUN) build/neon/kernel_test
+
+# A Chromium that is on the machine is used; only where there is none Playwright brings its own.
+test-page: $(VENV)/.page
+	$(BIN)/python -m tests.page.browser
+	$(BIN)/python -m pytest -m page tests/page
 
 # torch_npu goes into build/, and none that is in this environment may be loaded on the way.
 test-ascend: $(DEV)
@@ -80,6 +86,10 @@ $(VENV)/.torch: | $(BIN)/pip
 
 $(READY): $(SOURCES) | $(VENV)/.torch
 	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.page: $(DEV)
+	$(BIN)/pip install --quiet "playwright>=1.50"
 	@touch $@
 
 $(DEV): $(SOURCES) | $(VENV)/.torch

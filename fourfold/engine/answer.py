@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from fourfold.engine.inspection import LayerChoice
 from fourfold.engine.logprobs import TokenLogprob
 from fourfold.engine.request import Request
 from fourfold.engine.sampler import Sampling
@@ -132,6 +133,7 @@ class Answer:
     choices: its texts, one unless n says more.  error: what ended all of them.
     cached_tokens: of the prompt, that did not have to be computed.
     prompt_logprobs: those of the prompt's tokens so far, if they were asked for; the first token has none.
+    layers: what each of them chose at the prompt's last token, if the request asks for that.
     ids, finish_reason, sampling: those of the first choice.
     """
 
@@ -144,6 +146,7 @@ class Answer:
         self.error: Exception | None = None
         self.cached_tokens = 0
         self.prompt_logprobs: list[TokenLogprob | None] = [] if request.prompt_logprobs is None else [None]
+        self.layers: tuple[LayerChoice, ...] = ()
         self.timing = Timing()
         self._chunks: deque[Chunk] = deque()
         self.choices = tuple(

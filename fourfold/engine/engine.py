@@ -34,6 +34,7 @@ from fourfold.engine.trace_file import now
 from fourfold.engine.work import Work
 from fourfold.errors import RequestError
 from fourfold.loading import load_adapters
+from fourfold.model.experts import TierStats
 from fourfold.model.transformer import Transformer
 from fourfold.tokenizer import Tokenizer
 
@@ -49,6 +50,7 @@ class EngineStats:
     """running, waiting: requests; blocks_free, blocks_cached (evictable), blocks; snapshots: held.
 
     cache_bytes: of the paged cache; saved_bytes: of preempted requests.  counters: since the beginning.
+    tiers: of experts that RAM does not hold all of.
     """
 
     running: int
@@ -60,6 +62,7 @@ class EngineStats:
     cache_bytes: int
     saved_bytes: int
     counters: Counters
+    tiers: TierStats | None = None
 
 
 class Engine:
@@ -252,6 +255,7 @@ class Engine:
             cache_bytes=self._runner.cache.bytes,
             saved_bytes=scheduler.saved_bytes,
             counters=replace(scheduler.counters),
+            tiers=None if self.model.tiers is None else self.model.tiers.stats(),
         )
 
     def _prepare(self, request: Request, said: Sequence[Sequence[int]] = ()) -> tuple[Answer, list[Work]]:
@@ -282,6 +286,7 @@ class Engine:
             priority=request.priority,
             boundaries=boundaries(ids, self._special),
             scored_tokens=len(ids) if request.prompt_logprobs is not None and choice.index == 0 else 0,
+            watched=request.inspect,
             adapter=adapter,
         )
         chooser = Chooser(
@@ -424,6 +429,8 @@ class Engine:
                         # Without its draft: a guess is nobody's fault.
                         self._run([replace(share, drafts=())])
             return
+        for job, layers in self._runner.choices.items():
+            self._work_of[job].answer.layers = layers
         begun = {share.job for share in shares if self._work_of[share.job].choice.ids}
         accepted, failed = self._say(shares, logits)
         self._runner.commit(shares, self._scheduler.advance(shares, accepted), accepted)
@@ -473,7 +480,7 @@ class Engine:
 
     def _finish(self, job: Job) -> None:
         slot = job.slot
-        for kept in self._scheduler.end(job, keep=True):
+        for kept in self._scheduler.end(job, keep=not job.watched):
             self._runner.keep(slot, kept)
         self._leave(job)
 

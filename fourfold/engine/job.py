@@ -29,6 +29,7 @@ class Job:
     priority: higher goes first.  boundaries: positions at which a snapshot is worth keeping.
     blocks: those of its first tokens, in order; slot: where its windows and open blocks lie.
     scored_tokens: the logits of so many first tokens are wanted, too, so that none of them may be left out.
+    watched: what the model chooses at its last known token is wanted, too; no state of it is kept for others.
     cached: tokens that it did not have to compute when it first started.
     drafts: guesses of what follows its last known token, for the next step it takes part in.
     adapter: digest of the adapter that its tokens are computed with; "" is none.
@@ -39,6 +40,7 @@ class Job:
     boundaries: set[int] = field(default_factory=set)
     scored_tokens: int = 0
     adapter: str = ""
+    watched: bool = False
     number: int = 0
     phase: Phase = Phase.WAITING
     computed: int = 0

@@ -38,6 +38,8 @@ class Request:
     id: a name under which an engine with a cache_dir logs it, for `Engine.resume`; no two may run under one.
     adapter: name of the engine's adapter that computes it; "" is the base alone.
     label: what the engine's trace calls it.
+    inspect: say what each layer chooses at the prompt's last token (`Answer.layers`), where the one token of
+    the answer is decided; of such a request nothing is kept for others.
     scope: beginnings that were computed for one scope are not found from another, nor by the time they take.
     RequestError, on construction, names what is not allowed.
     """
@@ -57,6 +59,7 @@ class Request:
     id: str | None = None
     adapter: str = ""
     label: str = ""
+    inspect: bool = False
     scope: str = ""
 
     def __post_init__(self) -> None:
@@ -83,6 +86,10 @@ class Request:
             raise RequestError(
                 "ignore_eos is True with a constraint; allowed: one of them, for end-of-sentence is "
                 "what ends a constraint"
+            )
+        if self.inspect and (self.max_tokens, self.n) != (1, 1):
+            raise RequestError(
+                f"inspect is True with max_tokens {self.max_tokens} and n {self.n}; allowed: with 1 and 1"
             )
         if not isinstance(self.priority, int) or isinstance(self.priority, bool):
             raise RequestError(f"priority is {self.priority!r}; allowed: a whole number")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +12,11 @@ from torch import Tensor
 from fourfold import kernels
 from fourfold.engine.adapters import Adapters
 from fourfold.engine.disk import DiskCache
+from fourfold.engine.inspection import LayerChoice, layer_choices
 from fourfold.engine.job import Action, Discard, Job, Keep, Load, Restart, Resume, Save, Share
 from fourfold.engine.limits import Limits
 from fourfold.engine.recorded import RecordedSteps
+from fourfold.model.batch import Choices
 from fourfold.model.paged import Saved
 from fourfold.model.paged_layout import Span
 from fourfold.model.transformer import Transformer
@@ -44,6 +47,8 @@ class Runner:
         self._decode = RecordedSteps(model, self.cache, limits.running)
         self.streams = torch.empty(0)
         """After the last block, of the tokens of the last `compute`, [1, N, M, D]."""
+        self.choices: dict[Job, tuple[LayerChoice, ...]] = {}
+        """Of the last `compute`, at the last known token of jobs that are watched."""
         self._snapshots = limits.running
         self._block_tokens = limits.block_tokens
         self._saved: dict[Job, Saved] = {}
@@ -95,10 +100,12 @@ class Runner:
         [n, V] f32 after them, a few at a time.  All logits are on the CPU: what samples from them wants
         float64, which not every chip has.
         """
+        self.choices = {}
         spans, wanted = [], []
         known: list[int] = []
         places: list[int] = []
         scored: list[tuple[Share, int]] = []
+        watched: dict[Job, int] = {}
         for share in shares:
             job = share.job
             self.cache.assign(job.slot, job.blocks)
@@ -108,14 +115,15 @@ class Runner:
             known += job.tokens.ids[job.computed : job.computed + share.new]
             if share.new == job.pending:
                 wanted.append(share)
+                if job.watched:
+                    watched[job] = len(known) - 1
                 places += range(len(known) - 1, len(known) + len(share.drafts))
             known += share.drafts
         ids, operations = torch.tensor(known), self._adapters.operations(shares)
-        found = None
-        if operations is kernels and len(wanted) == len(known) and not scored:
-            found = self._decode.compute(spans, ids)
+        plain = operations is kernels and len(wanted) == len(known) and not scored and not watched
+        found = self._decode.compute(spans, ids) if plain else None
         if found is None:
-            self.streams = streams = self.model.paged_streams(ids, spans, self.cache, operations)
+            self.streams = streams = self._streams(ids, spans, operations, watched)
             for share, start in scored:
                 for part in range(0, share.new, _SCORED):
                     rows = streams[:, start + part : start + min(part + _SCORED, share.new)]
@@ -126,6 +134,20 @@ class Runner:
             self.streams, logits = found
         parts = logits.cpu().split([1 + len(share.drafts) for share in wanted])
         return {share.job: part for share, part in zip(wanted, parts, strict=True)}
+
+    def _streams(
+        self, ids: Tensor, spans: Sequence[Span], operations: Any, watched: Mapping[Job, int]
+    ) -> Tensor:
+        """Of a pass.  What it chose for watched jobs, at these places of ids, goes to `choices`."""
+        if not watched:
+            return self.model.paged_streams(ids, spans, self.cache, operations)
+        choices = Choices(torch.tensor(list(watched.values()), device=self.model.device))
+        streams = self.model.paged_streams(ids, spans, self.cache, operations, choices)
+        self.choices = {
+            job: layer_choices(self.model.config, choices, row, len(job.tokens) - 1)
+            for row, job in enumerate(watched)
+        }
+        return streams
 
     def commit(self, shares: Sequence[Share], kept: Sequence[Keep], accepted: Mapping[Job, int]) -> None:
         """The tokens of these shares count, and so many of their drafts; states go to their snapshots'

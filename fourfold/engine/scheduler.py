@@ -138,6 +138,8 @@ class Scheduler:
 
     def _boundaries(self, job: Job, before: int) -> list[int]:
         """Positions passed by the last step that are worth a snapshot."""
+        if job.watched:
+            return []
         every = self.limits.snapshot_every
         regular = range((before // every + 1) * every, job.computed + 1, every)
         return sorted({*regular, *(b for b in job.boundaries if before < b <= job.computed)})
@@ -197,7 +199,7 @@ class Scheduler:
         if not self.limits.snapshots or job.scored:
             return False
         for other in self.running:
-            if other.pending <= 1:
+            if other.pending <= 1 or other.watched:
                 continue
             common = min(job.tokens.common(other.tokens), len(job.tokens) - 1)
             saves = SHORT if common in other.boundaries else self.limits.block_tokens

@@ -1,8 +1,8 @@
-"""What one forward pass carries beside its activations: the layout, rotary angles, and notes for training."""
+"""What one forward pass carries beside its activations: the layout, rotary angles, and notes for others."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -22,11 +22,26 @@ class Routing:
     indices: Tensor
 
 
+@dataclass
+class Choices:
+    """What a call of one row chose for n of its tokens, for who wants to see it; the layers note it in turn.
+
+    rows [n] int64: places of these tokens in the row.
+    experts: of each layer, indices [n, K] int64 and weights [n, K] f32.
+    entries: of each CSA layer, numbers [n, k] int64 of the compressed entries that its indexer
+    chose, counted from the sequence's first, -1 padded; None: it left none out.
+    """
+
+    rows: Tensor
+    experts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    entries: list[Tensor | None] = field(default_factory=list)
+
+
 class ForwardBatch:
     """One call: where its tokens lie, their ids, and angles shared by all layers of a kind.
 
     frequencies: [R/2] f32 of sliding-window layers and of compressed layers.  operations: what runs
-    the blocks': the contract, or AdaptedOperations where tokens have adapters.
+    the blocks': the contract, or AdaptedOperations where tokens have adapters.  choices: what is to be noted.
     """
 
     def __init__(
@@ -35,10 +50,12 @@ class ForwardBatch:
         ids: Tensor,
         frequencies: tuple[Tensor, Tensor],
         operations: Any = kernels,
+        choices: Choices | None = None,
     ) -> None:
         self.layout = layout
         self.ids = ids
         self.operations = operations
+        self.choices = choices
         self._frequencies = frequencies
         self._angles: dict[object, tuple[Tensor, Tensor]] = {}
         self.routing: list[Routing] = []

@@ -52,7 +52,8 @@ class Block(Noted):
         to_attn, to_ffn = self._entries()
         ffn.source.expect(streams, batch.ids)
         inputs = attn.inputs(to_attn, batch)
-        experts = ffn.arguments(batch.ids) if ffn.runs_at_once and batch.operations is kernels else None
+        plain = batch.operations is kernels and batch.choices is None
+        experts = ffn.arguments(batch.ids) if ffn.runs_at_once and plain else None
         if experts is not None and (place := attn.in_place(batch, memory)) is not None:
             return kernels.block(streams, inputs, *place, to_ffn, experts, **self._mixing)
         y, post, comb = attn(streams, inputs, self._mixing, batch, memory)

@@ -38,10 +38,16 @@ class Indexer(nn.Module):
         keys = self._keys(memory.index_tail.extend(rows), batch, memory)
         layout = batch.layout
         if keys is None or layout.most_visible(self.ratio) <= self.topk:
+            if batch.choices is not None:
+                batch.choices.entries.append(None)
             return None
         q, weights = self.queries(x, qr, batch)
         keys = memory.index_entries.in_order(keys)
-        chosen = kernels.index_topk(q, weights, keys, layout.visible(self.ratio), self.topk)
+        visible = layout.visible(self.ratio)
+        chosen = kernels.index_topk(q, weights, keys, visible, self.topk)
+        if (choices := batch.choices) is not None:
+            own = chosen[0, choices.rows]
+            choices.entries.append((own - visible[0, choices.rows, :1]).where(own >= 0, -1))
         return layout.places(chosen, self.ratio)
 
     def _keys(self, pending: Tensor, batch: ForwardBatch, memory: LayerMemory) -> Tensor | None:

@@ -183,6 +183,8 @@ class MoE(nn.Module):
         indices, weights, scores = self.gate(flat, batch.ids)
         if self.training and not self.gate.hashed:
             batch.routing.append(Routing(scores, indices))
+        if batch.choices is not None:
+            batch.choices.experts.append((indices[batch.choices.rows], weights[batch.choices.rows]))
         asked = self.experts.source.chosen(Asked(flat, indices, weights))
         # While routed ones that are not in RAM are on their way:
         shared = self.shared_experts(flat, batch.operations)

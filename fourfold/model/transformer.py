@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fourfold import kernels
 from fourfold.config import ModelConfig
 from fourfold.errors import CacheError, CheckpointError, ConfigError, RequestError
-from fourfold.model.batch import ForwardBatch, Routing
+from fourfold.model.batch import Choices, ForwardBatch, Routing
 from fourfold.model.block import Block, HeadCollapse
 from fourfold.model.cache import DEFAULT_MAX_ROLLBACK, Cache
 from fourfold.model.experts import Tiers
@@ -185,17 +185,24 @@ class Transformer(HeadCollapse):
 
     @torch.no_grad()
     def paged_streams(
-        self, ids: Tensor, spans: Sequence[Span], cache: PagedCache, operations: Any = kernels
+        self,
+        ids: Tensor,
+        spans: Sequence[Span],
+        cache: PagedCache,
+        operations: Any = kernels,
+        choices: Choices | None = None,
     ) -> Tensor:
         """The same up to the residual streams after the last block, [1, N, M, D], for `logits`.
 
-        operations: AdaptedOperations, where some of these tokens have adapters.
+        operations: AdaptedOperations, where some of these tokens have adapters.  choices: those of the call
+        are noted there; the bits are the same.
         """
         self._check_owner(cache)
         self._check_ids(ids[None], max(span.end for span in spans) - len(ids))
         layout = cache.begin(spans)
         ids = ids.to(self.device)
-        return self._through(ids[None], self._batch(layout, ids[None], operations), cache.layers)
+        batch = self._batch(layout, ids[None], operations, choices)
+        return self._through(ids[None], batch, cache.layers)
 
     @torch.no_grad()
     def logits(self, streams: Tensor) -> Tensor:
@@ -288,11 +295,15 @@ class Transformer(HeadCollapse):
         return Output(logits, guesses, kept, tuple(batch.routing))
 
     def _batch(
-        self, layout: Layout | PagedLayout | FixedLayout, ids: Tensor, operations: Any = kernels
+        self,
+        layout: Layout | PagedLayout | FixedLayout,
+        ids: Tensor,
+        operations: Any = kernels,
+        choices: Choices | None = None,
     ) -> ForwardBatch:
         if self._frequencies[0].device != ids.device:
             self._frequencies = (self._frequencies[0].to(ids.device), self._frequencies[1].to(ids.device))
-        return ForwardBatch(layout, ids, self._frequencies, operations)
+        return ForwardBatch(layout, ids, self._frequencies, operations, choices)
 
     def _embed(self, ids: Tensor) -> Tensor:
         """[B, T] -> the n equal residual streams [B, T, n, D]."""

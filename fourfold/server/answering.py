@@ -34,12 +34,13 @@ class Usage:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one token added to choice `index`.  reasoning: the token is one of reasoning."""
+    """What one token added to choice `index`.  reasoning: the token is one of reasoning; ids: its own."""
 
     index: int
     parts: Sequence[Part]
     logprobs: Sequence[TokenLogprob] = ()
     reasoning: bool = False
+    ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Reply:
     """The answers to one request, which is the engine's from `ask` on, until `events` end or `close`.
 
     turn: how the text is read; None: it is content as it comes.  one_call: an answer ends before its
-    second tool call.  usage: so far.  thinking: answers have reasoning.
+    second tool call.  ids: every token is told, those without a text too.  usage: so far.
+    thinking: answers have reasoning.
     """
 
     answer: Ticket
@@ -71,12 +73,14 @@ class Reply:
         turn: Turn | None = None,
         *,
         one_call: bool = False,
+        ids: bool = False,
     ) -> None:
         self.usage = Usage()
         self.thinking = turn is not None and turn.stage.thinking
         self._server = server
         self._call = call
         self._one_call = one_call
+        self._ids = ids
         self._request = request
         self._choices = [_Choice(turn.parser() if turn is not None else None) for _ in range(request.n)]
         self._began = time.perf_counter()
@@ -88,17 +92,10 @@ class Reply:
         """
         server, request = self._server, self._request
         config, metrics = server.config, server.metrics
-        if server.draining:
-            raise ApiError(503, "the server is shutting down; ask another one", retry_after=5)
-        if server.engine.stats().waiting >= max(1, config.waiting):
-            metrics.shed.inc()
-            raise ApiError(
-                503, "the server is overloaded: too many requests wait; try again later", retry_after=2
-            )
+        admit(server)
         if request.n > config.choices:
             raise ApiError(422, f"n is {request.n}; allowed: at most {config.choices}", param="n")
-        scope = self._call.key if config.cache_scope == "key" else ""
-        label = self._call.label()
+        scope, label = server.scope(self._call), self._call.label()
         self.answer = await server.engine.submit(replace(config.bounded(request), scope=scope, label=label))
         self.usage.prompt = len(self.answer.prompt_ids)
         self._call.prompt_tokens += self.usage.prompt
@@ -142,8 +139,9 @@ class Reply:
                 parts += choice.finish(complete=chunk.finish_reason == "stop")
             if self._one_call:
                 parts = choice.first_call(parts)
-            if parts or chunk.logprobs:
-                yield Piece(chunk.index, parts, chunk.logprobs, reasoning)
+            ids = chunk.ids if self._ids else ()
+            if parts or chunk.logprobs or ids:
+                yield Piece(chunk.index, parts, chunk.logprobs, reasoning, ids)
             if chunk.finish_reason is not None or choice.over:
                 stop = chunk.stop_reason if isinstance(chunk.stop_reason, str) else None
                 yield self._end(chunk.index, choice, chunk.finish_reason, stop)
@@ -186,6 +184,17 @@ class Reply:
         return End(index, finish, stopped)
 
 
+def admit(server: Server) -> None:
+    """ApiError 503: it takes no more work, now or at all."""
+    if server.draining:
+        raise ApiError(503, "the server is shutting down; ask another one", retry_after=5)
+    if server.engine.stats().waiting >= max(1, server.config.waiting):
+        server.metrics.shed.inc()
+        raise ApiError(
+            503, "the server is overloaded: too many requests wait; try again later", retry_after=2
+        )
+
+
 @dataclass
 class _Choice:
     """One text that is being written.  over: what comes after is not wanted."""
@@ -217,9 +226,10 @@ class _Choice:
 
 @dataclass
 class Whole:
-    """One choice as a whole.  parts: in their order, neighbours of one kind as one."""
+    """One choice as a whole.  parts: in their order, neighbours of one kind as one.  ids: if asked for."""
 
     parts: list[Part] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     reasoning_logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish = "stop"
@@ -258,6 +268,7 @@ async def gathered(reply: Reply) -> list[Whole]:
                 whole.finish, whole.stop = event.finish, event.stop
                 continue
             whole.parts.extend(event.parts)
+            whole.ids.extend(event.ids)
             (whole.reasoning_logprobs if event.reasoning else whole.logprobs).extend(event.logprobs)
     for whole in wholes:
         whole.parts = joined(whole.parts)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 import fourfold
 from fourfold.errors import FourfoldError
-from fourfold.server import chat, completions, messages, operations, responses, tokens
+from fourfold.server import chat, completions, inspection, messages, operations, page, responses, tokens
 from fourfold.server.backend import Server
 from fourfold.server.errors import ApiError, api_error, invalid
 from fourfold.server.gate import Gate
@@ -30,7 +30,7 @@ def create_app(server: Server) -> FastAPI:
         openapi_url="/openapi.json",
     )
     app.state.server = server
-    for module in (chat, completions, responses, messages, tokens, operations):
+    for module in (chat, completions, responses, messages, tokens, operations, inspection, page):
         app.include_router(module.router)
     app.include_router(messages.router, prefix="/anthropic", include_in_schema=False)
     app.add_exception_handler(RequestValidationError, _invalid)

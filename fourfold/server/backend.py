@@ -30,6 +30,7 @@ from fourfold.worker.wire import (
     Taken,
     chunk_of,
     error_of,
+    layers_of,
     logprobs_of,
     stats_of,
 )
@@ -66,7 +67,7 @@ class Backend:
         )
         self._tickets: dict[int, Ticket] = {}
         self._link: Link | None = None
-        self._row: list[int] = []
+        self._row: list[object] = []
         self._sent = self._taken = 0
         """Requests that the engine of now was sent, and those of them that its stats know of."""
 
@@ -213,6 +214,9 @@ class Backend:
                 touched[ticket.number] = ticket
         for ticket in touched.values():
             ticket.tell()
+        for number, rows in news.layers:
+            if number in tickets:
+                tickets[number].layers = layers_of(rows)
         for number, fault in news.ended:
             if number in tickets:
                 self._end(tickets[number], None if fault is None else error_of(fault))
@@ -220,18 +224,26 @@ class Backend:
 
 @dataclass
 class Server:
-    """One model that is served.  draining: running requests end, new ones are refused."""
+    """One model that is served.
+
+    draining: running requests end, new ones are refused.  inspecting: an inspection runs.
+    """
 
     engine: Backend
     config: ServerConfig
     started: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
+    inspecting: bool = False
 
     def __post_init__(self) -> None:
         self.log = self.engine.log
         self.model = self.engine.model
         self.metrics = Metrics(self.config.name, self.engine)
         self.quota = Quota(self.config.key_running, self.config.key_rate)
+
+    def scope(self, call: Call) -> str:
+        """Of the prefixes that a request may find in the cache."""
+        return call.key if self.config.cache_scope == "key" else ""
 
     def failed(self, call: Call, error: Exception) -> ApiError:
         """What the client of a call is told of what ended it; the log gets what holds none of its texts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -132,7 +132,10 @@ Stop = str | Annotated[list[str], Field(max_length=16)]
 
 
 class ChatRequest(SamplingFields):
-    """Fields that cannot change an answer are accepted; all others that are not here are refused."""
+    """Fields that cannot change an answer are accepted; all others that are not here are refused.
+
+    return_token_ids: vLLM's, the ids of the prompt and of what is said.
+    """
 
     model: str
     messages: list[Message]
@@ -157,6 +160,7 @@ class ChatRequest(SamplingFields):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[int] | None = None
+    return_token_ids: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -205,7 +209,14 @@ async def chat(body: ChatRequest, request: Request) -> Response:
         call.texts.append(turn.prompt.text)
     chunks = Chunks(server, body)
 
-    reply = Reply(server, call, wanted, turn, one_call=body.parallel_tool_calls is False)
+    reply = Reply(
+        server,
+        call,
+        wanted,
+        turn,
+        one_call=body.parallel_tool_calls is False,
+        ids=bool(body.return_token_ids),
+    )
     if body.stream:
         return await streamed(
             server, call, reply, chunks.stream(reply), lambda error: sse(error.document(call.path))
@@ -247,15 +258,18 @@ class Chunks:
             if self._body.logprobs:
                 logprobs = self._logprobs(whole.logprobs, whole.reasoning_logprobs)
             choice = {"index": index, "message": message, "logprobs": logprobs, "finish_reason": whole.finish}
+            if self._body.return_token_ids:
+                choice["token_ids"] = whole.ids
             choices.append(choice)
-        return self._head | {"object": "chat.completion", "choices": choices, "usage": usage(reply.usage)}
+        found = self._head | {"object": "chat.completion", "choices": choices, "usage": usage(reply.usage)}
+        return found | self._prompt_ids(reply)
 
     async def stream(self, reply: Reply) -> AsyncGenerator[bytes]:
         """Events; closing the iterator cancels the request."""
         events = reply.events()
         try:
             async for found in events:
-                yield b"".join(chunk for event in found for chunk in self._chunks(event))
+                yield b"".join(chunk for event in found for chunk in self._chunks(event, reply))
         finally:
             await events.aclose()
         options = self._body.stream_options
@@ -264,28 +278,30 @@ class Chunks:
             yield sse(self._head | last)
         yield b"data: [DONE]\n\n"
 
-    def _chunks(self, event: Event) -> Iterator[bytes]:
+    def _chunks(self, event: Event, reply: Reply) -> Iterator[bytes]:
         if event.index not in self._begun:
+            prompt_ids = {} if self._begun else self._prompt_ids(reply)
             self._begun.add(event.index)
-            yield self._chunk(event.index, {"role": "assistant", "content": ""})
+            yield self._chunk(event.index, {"role": "assistant", "content": ""}, **prompt_ids)
         if isinstance(event, End):
-            yield self._chunk(event.index, {}, finish=event.finish)
+            yield self._chunk(event.index, {}, {"finish_reason": event.finish})
         else:
             yield from self._pieces(event)
 
     def _pieces(self, piece: Piece) -> list[bytes]:
-        """One chunk for each part; the token's log probability is in the last."""
-        if not piece.logprobs and len(piece.parts) == 1 and isinstance(piece.parts[0], TextDelta):
+        """One chunk for each part; the token itself and its log probability are in the last."""
+        plain = not piece.logprobs and not piece.ids
+        if plain and len(piece.parts) == 1 and isinstance(piece.parts[0], TextDelta):
             return [self._text(piece.index, piece.parts[0])]
         deltas = [_delta(part) for part in piece.parts] or [{}]
         logprobs = None
         if piece.logprobs:
             both = ((), piece.logprobs) if piece.reasoning else (piece.logprobs, ())
             logprobs = self._logprobs(*both)
-        return [
-            self._chunk(piece.index, delta, logprobs=logprobs if place == len(deltas) else None)
-            for place, delta in enumerate(deltas, start=1)
-        ]
+        *before, last = deltas
+        ids = {"token_ids": [*piece.ids]} if self._body.return_token_ids else {}
+        chunks = [self._chunk(piece.index, delta) for delta in before]
+        return [*chunks, self._chunk(piece.index, last, {"logprobs": logprobs, **ids})]
 
     def _text(self, index: int, part: TextDelta) -> bytes:
         form = self._forms.get((index, part.reasoning))
@@ -295,10 +311,14 @@ class Chunks:
         return form.filled(part.text)
 
     def _chunk(
-        self, index: int, delta: dict[str, Any], *, finish: str | None = None, logprobs: Any = None
+        self, index: int, delta: dict[str, Any], more: Mapping[str, Any] | None = None, /, **beside: Any
     ) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return sse(self._head | {"object": "chat.completion.chunk", "choices": [choice]})
+        """more: of the choice; beside: of the chunk."""
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **(more or {})}
+        return sse(self._head | {"object": "chat.completion.chunk", "choices": [choice], **beside})
+
+    def _prompt_ids(self, reply: Reply) -> dict[str, list[int]]:
+        return {"prompt_token_ids": reply.answer.prompt_ids} if self._body.return_token_ids else {}
 
     def _logprobs(self, content: Sequence[TokenLogprob], reasoning: Sequence[TokenLogprob]) -> dict[str, Any]:
         found: dict[str, Any] = {"content": [described(one, self._tokenizer) for one in content]}

@@ -16,8 +16,9 @@ from fourfold.server.access import Keys
 from fourfold.server.backend import Server
 from fourfold.server.calls import Call, call_id
 from fourfold.server.errors import GONE, ApiError
+from fourfold.server.page import PATHS
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
+OPEN_PATHS = frozenset({"/health", "/ready"}) | PATHS
 """Those that need no key."""
 
 _QUIET = OPEN_PATHS | {"/metrics"}

@@ -78,14 +78,18 @@ class _Engine(Collector):
         stats = self._engine.stats()
         held = stats.blocks - stats.blocks_free - stats.blocks_cached
         computed, cached = stats.counters.computed_tokens, stats.counters.cached_tokens
-        gauges = {
+        gauges: dict[str, tuple[str, float]] = {
             "num_requests_running": ("Requests that are computed.", stats.running),
             "num_requests_waiting": ("Requests that wait.", stats.waiting),
             "kv_cache_usage_perc": ("Share of the cache that requests hold.", held / max(1, stats.blocks)),
+            "kv_cache_reusable_perc": (
+                "Share of the cache that holds prefixes which no request uses now.",
+                stats.blocks_cached / max(1, stats.blocks),
+            ),
             "prefix_snapshots": ("States that a prompt can start from.", stats.snapshots),
             "kv_cache_bytes": ("Memory of the cache.", stats.cache_bytes),
         }
-        counters = {
+        counters: dict[str, tuple[str, float]] = {
             "prefix_cache_queries": ("Tokens looked for in the prefix cache.", computed + cached),
             "prefix_cache_hits": ("Tokens found in it.", cached),
             "num_preemptions": ("Requests put aside for others.", stats.counters.preempted),
@@ -94,6 +98,19 @@ class _Engine(Collector):
             "engine_steps": ("Forward passes.", stats.counters.steps),
             "engine_restarts": ("Engines that took the place of one that had ended.", self._engine.restarts),
         }
+        if (tiers := stats.tiers) is not None:
+            gauges |= {
+                "experts": ("Routed experts of all layers.", tiers.experts),
+                "expert_slots": ("Of them, as many as RAM holds at once.", tiers.slots),
+                "experts_on_device": ("Of them, on the device.", tiers.on_device),
+            }
+            counters |= {
+                "expert_hits": ("Experts that were needed and in RAM.", tiers.hits + tiers.device_hits),
+                "expert_prefetched": ("Experts whose read had begun before.", tiers.prefetched),
+                "expert_misses": ("Experts that were waited for.", tiers.misses),
+                "expert_bytes_read": ("Bytes of experts read from disk.", tiers.bytes_read),
+                "expert_stall_seconds": ("Time waited for experts.", tiers.stall_seconds),
+            }
         for name, (about, value) in gauges.items():
             gauge = GaugeMetricFamily(f"fourfold:{name}", about, labels=["model_name"])
             gauge.add_metric([self._model], value)

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 
 from fourfold.engine.answer import Chunk
+from fourfold.engine.inspection import LayerChoice
 from fourfold.engine.logprobs import TokenLogprob
 from fourfold.engine.request import Request
 from fourfold.worker.wire import Submit
@@ -18,8 +19,9 @@ MOST_TRIES = 3
 class Ticket:
     """request: with ids as its prompt, and a seed.  ids: the tokens so far of each choice.
 
-    cached_tokens, prompt_logprobs, error: as in `fourfold.engine.answer.Answer`.  prefill_seconds: of the
-    steps that computed the prompt.  tries: engines that have ended since its last token.
+    cached_tokens, prompt_logprobs, layers, error: as in `fourfold.engine.answer.Answer`.
+    prefill_seconds: of the steps that computed the prompt.  tries: engines that have ended since its last
+    token.
     """
 
     def __init__(self, number: int, request: Request, prompt_ids: list[int]) -> None:
@@ -30,6 +32,7 @@ class Ticket:
         self.cached_tokens = 0
         self.prefill_seconds = 0.0
         self.prompt_logprobs: list[TokenLogprob | None] = [None]
+        self.layers: tuple[LayerChoice, ...] = ()
         self.error: Exception | None = None
         self.tries = 0
         loop = asyncio.get_running_loop()

@@ -22,6 +22,7 @@ from fourfold.worker.wire import (
     chunk_row,
     fault,
     frame,
+    layer_rows,
     logprob_rows,
     stats_row,
 )
@@ -43,7 +44,7 @@ class Worker:
         """Of each answer: cached tokens, log probabilities of its prompt."""
         self._compiling: dict[int, Future[Answer]] = {}
         self._taken = 0
-        self._stats: list[int] = []
+        self._stats: list[object] = []
 
     def run(self) -> None:
         """Until the other end is closed; what runs then is given up."""
@@ -116,7 +117,7 @@ class Worker:
             self._send(Taken(number, None))
 
     def _tell(self) -> None:
-        news = News(self._taken, [], [], [], [], stats_row(self._engine.stats()))
+        news = News(self._taken, [], [], [], [], [], stats_row(self._engine.stats()))
         for number, answer in self._answers.items():
             self._collect(number, answer, news)
         for number, _ in news.ended:
@@ -139,6 +140,8 @@ class Worker:
             news.scored.append([number, logprob_rows(answer.prompt_logprobs[scored:])])
             scored = len(answer.prompt_logprobs)
         self._told[number] = (cached, scored)
+        if ended and answer.layers:
+            news.layers.append([number, layer_rows(answer.layers)])
         if ended:
             news.ended.append([number, None if answer.error is None else _fault(answer.error)])
 

@@ -18,9 +18,11 @@ from fourfold import errors
 from fourfold.engine.answer import Chunk
 from fourfold.engine.config import EngineConfig
 from fourfold.engine.engine import EngineStats
+from fourfold.engine.inspection import LayerChoice
 from fourfold.engine.limits import Counters
 from fourfold.engine.logprobs import TokenLogprob
 from fourfold.errors import FourfoldError
+from fourfold.model.experts import TierStats
 
 MOST_BYTES = 1 << 27
 """Of a frame: a prompt of sixteen million tokens."""
@@ -95,6 +97,7 @@ class News(NamedTuple):
 
     taken: how many requests had been submitted by then.  begun: [number, cached tokens, seconds of prefill].
     scored: [number, log probabilities of the prompt's next tokens].  chunks: as `chunk_row` gives them.
+    layers: [number, `layer_rows` of what they chose].
     ended: [number, fault or null], behind all its chunks.  stats: as `stats_row` gives them.
     """
 
@@ -102,8 +105,9 @@ class News(NamedTuple):
     begun: list[list[Any]]
     scored: list[list[Any]]
     chunks: list[list[Any]]
+    layers: list[list[Any]]
     ended: list[list[Any]]
-    stats: list[int]
+    stats: list[Any]
 
 
 Message = Launch | Submit | Cancel | Ready | Failed | Taken | News
@@ -216,17 +220,28 @@ def logprobs_of(rows: Sequence[Any]) -> list[TokenLogprob]:
     return [TokenLogprob(token, value, tuple(map(tuple, top))) for token, value, top in rows]
 
 
-_STATS = [field.name for field in fields(EngineStats) if field.name != "counters"]
+def layer_rows(layers: Sequence[LayerChoice]) -> list[list[Any]]:
+    return [[getattr(layer, field.name) for field in fields(LayerChoice)] for layer in layers]
+
+
+def layers_of(rows: Sequence[Sequence[Any]]) -> tuple[LayerChoice, ...]:
+    """layer_rows' choices."""
+    return tuple(LayerChoice(*(tuple(one) if isinstance(one, list) else one for one in row)) for row in rows)
+
+
+_STATS = [field.name for field in fields(EngineStats) if field.name not in ("counters", "tiers")]
 _COUNTERS = [field.name for field in fields(Counters)]
 _stats_row = attrgetter(*_STATS, *(f"counters.{name}" for name in _COUNTERS))
 
 
-def stats_row(stats: EngineStats) -> list[int]:
-    return list(_stats_row(stats))
+def stats_row(stats: EngineStats) -> list[Any]:
+    tiers = stats.tiers
+    return [*_stats_row(stats), None if tiers is None else list(tiers.to_dict().values())]
 
 
-def stats_of(row: Sequence[int]) -> EngineStats:
+def stats_of(row: Sequence[Any]) -> EngineStats:
     """stats_row's stats."""
     values = dict(zip(_STATS, row, strict=False))
-    counters = Counters(**dict(zip(_COUNTERS, row[len(_STATS) :], strict=True)))
-    return EngineStats(**values, counters=counters)
+    counters = Counters(**dict(zip(_COUNTERS, row[len(_STATS) : -1], strict=True)))
+    tiers = None if row[-1] is None else TierStats(*row[-1])
+    return EngineStats(**values, counters=counters, tiers=tiers)

@@ -78,11 +78,17 @@ class StubModel:
     """
 
     device = torch.device("cpu")
+    tiers = None
     cache_shape = SimpleNamespace(block_tokens=BLOCK, slot_bytes=10, block_bytes=10, staged_bytes=1)
 
     def __init__(self, tokenizer_file: Any, vocab_size: int = 400) -> None:
         self.config = SimpleNamespace(
-            vocab_size=vocab_size, bos_token_id=0, eos_token_id=1, max_position_embeddings=1000
+            vocab_size=vocab_size,
+            bos_token_id=0,
+            eos_token_id=1,
+            max_position_embeddings=1000,
+            sliding_window=0,
+            n_routed_experts=0,
         )
         self.tokenizer = tokenizer(tokenizer_file)
         self.script: dict[int, int] = {}
@@ -93,8 +99,8 @@ class StubModel:
     def new_paged_cache(self, **_: int) -> StubCache:
         return StubCache()
 
-    def paged_streams(self, ids: Tensor, spans: Sequence[Span], cache: StubCache, _: Any = None) -> Tensor:
-        """Numbers of the beginnings that the given tokens end, [1, N, 1, 1]."""
+    def paged_streams(self, ids: Tensor, spans: Sequence[Span], cache: StubCache, *_: Any) -> Tensor:
+        """Numbers of the beginnings that the given tokens end, [1, N, 1, 1]; it has no layers that choose."""
         if self.poison & set(ids.tolist()):
             raise RuntimeError("this chip has melted")
         self.calls.append(len(ids))

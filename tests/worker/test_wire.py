@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 from fourfold import Constraint, EngineConfig, Request, Sampling
 from fourfold.engine.answer import Chunk
 from fourfold.engine.engine import EngineStats
+from fourfold.engine.inspection import LayerChoice
 from fourfold.engine.limits import Counters
 from fourfold.engine.logprobs import TokenLogprob
 from fourfold.errors import RequestError
+from fourfold.model.experts import TierStats
 from fourfold.worker import wire
 
 LOGPROBS = (
@@ -27,7 +30,7 @@ MESSAGES = [
     wire.Submit(3, Request(prompt=[1, 2], constraint=Constraint.regex("a+")).to_json(), [[1], []]),
     wire.Cancel(3),
     wire.Taken(4, wire.fault(RequestError("no, “so”"))),
-    wire.News(9, [[3, 16, 0.5]], [], [[3, 0, "é\ud800", [7]]], [[3, None]], [1] * 17),
+    wire.News(9, [[3, 16, 0.5]], [], [[3, 0, "é\ud800", [7]]], [], [[3, None]], [1] * 17),
 ]
 
 
@@ -93,10 +96,21 @@ def test_requests_statistics_and_errors():
     assert Request.from_json(json.loads(json.dumps(request.to_json()))) == request
     stats = EngineStats(1, 2, 3, 4, 5, 6, 7, 8, Counters(9, 10, accepted=11))
     assert wire.stats_of(wire.stats_row(stats)) == stats
+    tiers = TierStats(30, 100, hits=5, stall_seconds=0.5)
+    streamed = replace(stats, tiers=tiers)
+    assert wire.stats_of(json.loads(json.dumps(wire.stats_row(streamed)))) == streamed
     error = wire.error_of(wire.fault(RequestError("not so")))
     assert type(error) is RequestError and str(error) == "not so"
     error = wire.error_of(wire.fault(ZeroDivisionError("by zero"), ["here"]))
     assert isinstance(error, wire.EngineFault) and error.told == ("ZeroDivisionError", "by zero", ["here"])
+
+
+def test_choices_of_layers():
+    layers = (
+        LayerChoice("swa", 0, (3, 1), (0.9, 0.6), True, 0, None),
+        LayerChoice("csa", 4, (0, 2), (1.0, 0.5), False, 12, (0, 5, 11)),
+    )
+    assert wire.layers_of(json.loads(json.dumps(wire.layer_rows(layers)))) == layers
 
 
 def test_settings_cross_as_json(tmp_path):
