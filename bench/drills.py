@@ -2,8 +2,8 @@
 
     python -m bench.drills [--short] [--only kill,vanish] [--out results.json]
 
-Each drill says how many requests were asked, how many got their whole answer (where it can be compared: the
-text that an undisturbed server gave), how many an error or a refusal that says why, how many were lost without
+Each drill says how many requests were asked, how many got their whole answer (where it can be compared, the
+Each drill says how many requests were asked, how many got their whole answer (where it can be compared, the
 a word, and how long the longest silence of a stream was or, where the server ends, how long that took.
 """
 
@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import fourfold
-from bench.gemv import commit, processor
+from bench.gemv import commit
 from bench.served import Client, Served, Stream, request, resident_bytes
+from fourfold.kernels.cpu.processor import processor
 
 CHAT = "/v1/chat/completions"
 WORDS = ("--threads", "1", "--cache-memory", "300MiB")

@@ -28,11 +28,12 @@ import numpy as np
 import torch
 
 import fourfold
-from bench.gemv import commit, processor
+from bench.gemv import commit
 from fourfold.evaluation.intervals import Ratio, difference, interval
 from fourfold.evaluation.measures import Evaluator, Figure
 from fourfold.evaluation.scoring import Scored, score
 from fourfold.evaluation.tasks import read_task
+from fourfold.kernels.cpu.processor import processor
 from fourfold.model.transformer import Transformer
 from fourfold.train.config import TrainConfig
 from fourfold.train.corpus import Encoder

@@ -39,7 +39,7 @@ class _Sorted(torch.autograd.Function):
         w2: Tensor,
         sizes: list[int],
         limit: float,
-        gated: Gated,
+        gated: Any,
     ) -> Tensor:
         dtype = rows.dtype
         into = torch.cat([w1, w3], dim=1).to(dtype)

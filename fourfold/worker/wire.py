@@ -226,7 +226,11 @@ def layer_rows(layers: Sequence[LayerChoice]) -> list[list[Any]]:
 
 def layers_of(rows: Sequence[Sequence[Any]]) -> tuple[LayerChoice, ...]:
     """layer_rows' choices."""
-    return tuple(LayerChoice(*(tuple(one) if isinstance(one, list) else one for one in row)) for row in rows)
+    return tuple(LayerChoice(*map(_frozen, row)) for row in rows)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 _STATS = [field.name for field in fields(EngineStats) if field.name not in ("counters", "tiers")]

@@ -112,8 +112,9 @@ def test_it_takes_the_key_and_counts_against_its_limits(engine):
 
 
 def test_one_key_learns_nothing_of_what_another_has_cached(server, engine):
-    body = {"tokens": [0, *range(150, 230)], "position": 80}
-    prompt = body["tokens"][:80]
+    tokens = [0, *range(150, 230)]
+    body = {"tokens": tokens, "position": 80}
+    prompt = tokens[:80]
 
     def cached(key: str) -> int:
         before = engine.stats().counters.cached_tokens

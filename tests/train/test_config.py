@@ -98,6 +98,7 @@ def test_examples_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     named = [*distil.prompts.files, *distil.student.tasks, student.model.config]
     for config in runs:
         named += [config.model.config, config.data.tokenizer]
-        named += [file.path for file in (*config.rollout.prompts, *config.data.held_out)]
+        named += [file.path for file in config.rollout.prompts]
+        named += [file.path for file in config.data.held_out]
     assert [name for name in named if not (ROOT / name).exists()] == []
     assert runs[1].model.init_from == f"{student.run.dir}/export"
