@@ -2,9 +2,9 @@
 
     python -m bench.drills [--short] [--only kill,vanish] [--out results.json]
 
-Each drill says how many requests were asked, how many got their whole answer (where it can be compared, the
-Each drill says how many requests were asked, how many got their whole answer (where it can be compared, the
-a word, and how long the longest silence of a stream was or, where the server ends, how long that took.
+Each drill says how many requests were asked, how many got their whole answer (where it can be compared:
+the text that an undisturbed server gave), how many an error or a refusal that says why, how many were lost
+without a word, and how long the longest silence of a stream was or, where the server ends, how long that took.
 """
 
 from __future__ import annotations
