@@ -2,9 +2,9 @@
 
     python -m bench.drills [--short] [--only kill,vanish] [--out results.json]
 
-Each drill says how many requests were asked, how many got their whole answer (where it can be compared:
-the text that an undisturbed server gave), how many an error or a refusal that says why, how many were lost
-without a word, and how long the longest silence of a stream was or, where the server ends, how long that took.
+Each drill says how many requests were asked, how many got their whole answer (where it can be compared: the
+text of an undisturbed server), how many an error or a refusal that says why, how many were lost without
+a word, and how long the longest silence of a stream was or, where the server ends, how long that took.
 """
 
 from __future__ import annotations
@@ -64,7 +64,12 @@ class Drills:
         return Served(self.folder / f"log{self._logs}", *WORDS, *words)
 
     def begin(self, client: Client) -> list[Stream]:
-        return [client.begin(CHAT, chat(number, self.tokens)) for number in range(self.size)]
+        text = "Tell me a story of the sea and its ships. " * 10
+        bodies = [
+            chat(number, self.tokens, messages=[{"role": "user", "content": f"{number}: {text}"}])
+            for number in range(self.size)
+        ]
+        return [client.begin(CHAT, body) for body in bodies]
 
     def undisturbed(self, server: Served) -> list[str]:
         with Client(server.port) as client:
@@ -108,14 +113,14 @@ class Drills:
         return row | {"happened": f"{told}, {state['last_reason']}"}
 
     def disk_full(self) -> dict[str, Any]:
-        """The disk of --cache-dir is full (RLIMIT_FSIZE: no file of the engine may grow beyond 4 KiB)."""
+        """The disk of --cache-dir is full (RLIMIT_FSIZE: no file of the engine may grow beyond 16 KiB)."""
         import resource
 
         cache = self.folder / "full"
         with self.serve("--cache-dir", str(cache)) as server:
-            most = (1 << 12, 1 << 12)
-            row = self.disturbed(server, lambda: resource.prlimit(server.engine, resource.RLIMIT_FSIZE, most))
+            resource.prlimit(server.engine, resource.RLIMIT_FSIZE, (1 << 14, 1 << 14))
             again = self.undisturbed(server)
+            row = self.disturbed(server, lambda: None)
             state = server.engine_state()
             said = [line for line in server.log.read_text().splitlines() if "cannot be written" in line]
         row["asked"] += len(again)
@@ -167,6 +172,7 @@ class Drills:
                 texts = self.undisturbed(server)
                 seconds = time.monotonic() - begin
                 grown = resident_bytes(server.pid) - before
+                read = sum(_rest(one).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n") for one in idle)
             finally:
                 for one in idle:
                     one.close()
@@ -174,8 +180,8 @@ class Drills:
         same = sum(text == other for text, other in zip(texts, expected, strict=True))
         return {
             "asked": self.crowd + self.size,
-            "whole": self.crowd + same,
-            "lost": self.size - same,
+            "whole": read + same,
+            "lost": self.crowd - read + self.size - same,
             "recovery_seconds": 0.0,
             "happened": f"those who read had all in {seconds:.1f} s, behind {self.crowd} others; the server "
             f"grew by {grown / 2**20:.0f} MiB",
@@ -314,6 +320,14 @@ def _sent(port: int, data: bytes, *, receive: int | None = None) -> socket.socke
     one.connect(("127.0.0.1", port))
     one.sendall(data)
     return one
+
+
+def _rest(one: socket.socket) -> bytes:
+    """All that has been sent to it."""
+    data = b""
+    while more := one.recv(1 << 16):
+        data += more
+    return data
 
 
 def _idle(server: Served) -> bool:

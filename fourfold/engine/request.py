@@ -121,19 +121,25 @@ def prompt_ids(prompt: str | Sequence[int] | Tensor, tokenizer: Tokenizer, confi
 
     Raises RequestError for an empty list, an id outside the vocabulary, or more tokens than positions.
     """
+    if not isinstance(prompt, str | Tensor):
+        _check_length(len(prompt), config)  # before each of them is looked at
     ids = [config.bos_token_id, *tokenizer.encode(prompt)] if isinstance(prompt, str) else _flat_ids(prompt)
+    _check_length(len(ids), config)
     if not ids:
         raise RequestError("the prompt has no tokens; give at least one id, or a text (which may be empty)")
     if outside := [i for i in ids if not 0 <= i < config.vocab_size]:
         raise RequestError(
             f"token id {outside[0]} is not in the vocabulary; allowed: 0 to {config.vocab_size - 1}"
         )
-    if len(ids) > config.max_position_embeddings:
+    return ids
+
+
+def _check_length(tokens: int, config: ModelConfig) -> None:
+    if tokens > config.max_position_embeddings:
         raise RequestError(
-            f"the prompt has {len(ids):,} tokens; this model has positions for "
+            f"the prompt has {tokens:,} tokens; this model has positions for "
             f"{config.max_position_embeddings:,}: shorten the prompt"
         )
-    return ids
 
 
 def check_ids(request: Request, config: ModelConfig) -> None:

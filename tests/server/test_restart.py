@@ -209,7 +209,8 @@ def test_a_request_that_ends_engines_is_not_tried_for_ever(fake):
         ticket = await asked
         # A token is progress: the count begins anew.
         row = [first.number, 0, "a", [7]]
-        host.sockets[-1].sendall(frame(News(1, [[first.number, 0, 0.1]], [], [row], [], [], [*[0] * 17, None])))
+        stats = [*[0] * 17, None]
+        host.sockets[-1].sendall(frame(News(1, [[first.number, 0, 0.1]], [], [row], [], [], stats)))
         await until(lambda: ticket.ids == [[7]])
         for count in range(2, 5):
             host.sockets[-1].close()
