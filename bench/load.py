@@ -30,9 +30,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import fourfold
-from bench.gemv import commit, processor
+from bench.gemv import commit
 from bench.load_client import Mix, Tally, drive
 from bench.speculation import stories
+from fourfold.kernels.cpu.processor import processor
 
 MIB = 1 << 20
 SHARE, MORE = 0.05, 32 * MIB
