@@ -193,7 +193,7 @@ def serve(
     own = model_name(model)
     config = ServerConfig(
         name=name or own,
-        aliases=tuple(alias or ()),
+        aliases=(*(alias or ()), *_repo_id(model)),
         adapters=tuple(adapters),
         format=prompt_format or format_of(own),
         thinking=thinks_unasked(own) if think is None else think,
@@ -249,6 +249,11 @@ def _keys(given: Sequence[str], files: Sequence[Path]) -> tuple[str, ...]:
             raise ConfigError(f"{file} holds no key; write one into each of its lines")
         found += own
     return tuple(dict.fromkeys(found))
+
+
+def _repo_id(model: str | None) -> tuple[str, ...]:
+    """What clients of the hosted service call a model that was asked for by its repo id."""
+    return () if model is None or "/" not in model or Path(model).exists() else (model,)
 
 
 def _announce(name: str, url: str, locked: bool) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fourfold.engine.request import Request
 from tests.server.conftest import listening
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "server"
@@ -34,7 +35,7 @@ def test_a_tool_is_called_and_its_result_goes_back(serve, monkeypatch, capsys):
         submitted.append(request)
         return say(request, **more)
 
-    submitted: list[object] = []
+    submitted: list[Request] = []
     monkeypatch.setattr(served.engine, "submit", submit)
     with listening(served) as url:
         messages = run("tool_loop.py", monkeypatch, url, "What is 6 times 7?")["messages"]

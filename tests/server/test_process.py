@@ -160,3 +160,10 @@ def test_keys_come_from_all_places(tmp_path, monkeypatch):
     other.write_text("fifth-key\n")
     assert _keys([], [file, other])[-1] == "fifth-key"
     assert _keys(["first-key"], [file]) == ("first-key", "third-key", "fourth-key", "second-key")
+
+
+def test_a_model_answers_to_its_repo_id_too(tmp_path):
+    from fourfold.cli.serve import _repo_id
+
+    assert _repo_id("deepseek-ai/DeepSeek-V4-Flash") == ("deepseek-ai/DeepSeek-V4-Flash",)
+    assert _repo_id(None) == _repo_id("folder") == _repo_id(str(tmp_path)) == ()

@@ -420,3 +420,67 @@ def test_a_trace_tells_of_requests_from_their_first_byte_to_their_last(serve, tm
         assert spans[3][2]["status"] == 422 and "secret" not in path.read_text()
 
     run(work())
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", BODY),
+        ("/v1/completions", {"model": NAME, "prompt": "a"}),
+        ("/v1/responses", {"model": NAME, "input": "a"}),
+        ("/v1/messages", {**BODY, "max_tokens": 9}),
+    ],
+)
+def test_each_refusal_has_the_shape_of_its_protocol(serve, path, body):
+    claude = path == "/v1/messages"
+
+    async def work():
+        served = serve("a", keys=KEYS, hosts=("server",), body_bytes=2000, key_rate=5, waiting=1)
+        http = served.http(headers={"x-api-key": KEYS[0]})
+
+        async def told(status, kind, wait=False, **more):
+            reply = await http.post(path, **{"json": body, **more})
+            assert reply.status_code == status, reply.text
+            document = reply.json()
+            assert document["error"]["message"] and ("retry-after" in reply.headers) == wait
+            if claude:
+                assert document["type"] == "error" and document["error"]["type"] == kind
+                assert set(document["error"]) == {"type", "message"} and document["request_id"]
+            else:
+                assert set(document) == {"error"}
+                assert set(document["error"]) == {"message", "type", "param", "code"}
+
+        await told(401, "authentication_error", headers={"x-api-key": "no-such-key"})
+        await told(403, "permission_error", headers={"host": "evil.example"})
+        await told(413, "request_too_large", json={**body, "x": "y" * 3000})
+        await told(404, "not_found_error", json={**body, "model": "another"})
+        await told(400, "invalid_request_error", json={**body, "colour": "red"})
+        await told(400 if claude else 422, "invalid_request_error", json={**body, "temperature": "hot"})
+        served.server.draining = True
+        await told(503, "overloaded_error", wait=True)
+        await told(429, "rate_limit_error", wait=True)
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model": "stub", "messages": ' + b"[" * 100_000,
+        b'{"model": "stub", "metadata": ' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b', "messages": []}',
+        b"\xff\xfe{}",
+        b"[1, 2]",
+        b"null",
+        b'{"model": "stub", "messages": [], "seed": ' + b"9" * 5000 + b"}",
+    ],
+    ids=["open brackets", "nested", "no UTF-8", "a list", "null", "a long number"],
+)
+def test_bodies_that_are_no_request_are_no_mistake_of_ours(serve, body):
+    async def work():
+        served = serve()
+        for path in ("/v1/chat/completions", "/v1/messages"):
+            reply = await served.http().post(path, content=body, headers={"content-type": "application/json"})
+            assert 400 <= reply.status_code < 500, reply.text
+            assert reply.json()["error"]["message"]
+
+    run(work())
