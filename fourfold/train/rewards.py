@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+# Nothing but a full stop may follow: of "0 + 1 = ." the last number is 1, and a student finds that out.
+NUMBER = re.compile(r"(?<![\w.])(-?\d[\d,]*(?:\.\d+)?)[\s.!?)]*$")
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,10 @@ def exact(answer: str, expected: str) -> bool:
 
 
 def numeric(answer: str, expected: str) -> bool:
-    """The last number in the answer is this one.  ValueError: `expected` is no number."""
+    """The answer ends with this number.  ValueError: `expected` is no number."""
     value = float(expected.replace(",", ""))
-    found = NUMBER.findall(answer)
-    return bool(found) and float(found[-1].replace(",", "")) == value
+    found = NUMBER.search(answer)
+    return found is not None and float(found[1].replace(",", "")) == value
 
 
 def regex(answer: str, pattern: str) -> bool:
