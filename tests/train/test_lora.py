@@ -17,7 +17,7 @@ from fourfold import ConfigError, Engine, EngineConfig, Request, TrainError, ker
 from fourfold.conformance.kernel_cases import Draw
 from fourfold.kernels.formats import decode
 from fourfold.model.transformer import Transformer
-from fourfold.train.config import TrainConfig
+from fourfold.train.config import TrainConfig, load_config
 from fourfold.train.data import IGNORE
 from fourfold.train.frozen import FrozenProducts
 from fourfold.train.fused import Fused
@@ -240,3 +240,14 @@ def test_what_has_no_effect_is_refused(make_lora: MakeConfig) -> None:
         make_lora(lora={"rank": 0})
     with pytest.raises(ConfigError, match="names no matrix"):
         Trainer(make_lora(lora={"targets": ["*.gate"]}))
+
+
+def test_the_example_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    changes = [f"run.dir={tmp_path}", "run.steps=3", "run.eval_every=3", "run.threads=1", "data.batch_size=2"]
+    trainer = Trainer(load_config("examples/lora.toml", changes))
+    try:
+        before, after = trainer.evaluate(), trainer.run()
+    finally:
+        trainer.close()
+    assert after.held_out_loss is not None and after.held_out_loss < before - 0.3
