@@ -32,8 +32,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.gemv import commit, processor
+from bench.gemv import commit
 from fourfold.config import ModelConfig
+from fourfold.kernels.cpu.processor import processor
 from fourfold.train.config import FileSection, TrainConfig
 from fourfold.train.runtime import prepare_cpu
 from fourfold.train.sources import read_records

@@ -163,6 +163,6 @@ def own_device(device: str) -> torch.device:
     """A rank's own one of several, where the configuration names only their kind."""
     local = os.environ.get("LOCAL_RANK")
     chosen = torch.device(device)
-    if chosen.type == "cpu" or chosen.index is not None or local is None:
+    if chosen.type == "cpu" or ":" in device or local is None:
         return chosen
     return torch.device(chosen.type, int(local))

@@ -174,7 +174,7 @@ def test_a_whole_model(make_config: Callable[..., TrainConfig]) -> None:
         with torch.no_grad():
             for parameter in parameters.values():
                 assert parameter.grad is not None
-                parameter += sign * 2e-3 / norm * parameter.grad
+                parameter.add_(parameter.grad, alpha=sign * 2e-3 / norm)
             return trainer.objective.loss(batch, 0.0, 0)[0].item()
 
     for kind in kinds:
