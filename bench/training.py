@@ -76,7 +76,6 @@ def settings(options: argparse.Namespace, folder: Path, side: str) -> TrainConfi
                 "dtype": options.dtype,
                 "threads": options.threads,
                 "compile": "compiled" in side,
-                "recompute": "recomputed" in side,
                 "export": False,
             },
         }

@@ -47,7 +47,8 @@ class _Sorted(torch.autograd.Function):
         both = rows.new_zeros(len(rows), into.shape[1])
         for e, part in _parts(sizes):
             torch.mm(rows[part], into[e].mT, out=both[part])
-        inner = (gated(*both.chunk(2, dim=-1), limit) * amounts).to(dtype)
+        gate, up = both.chunk(2, dim=-1)
+        inner = (gated(gate, up, limit) * amounts).to(dtype)
         result = torch.zeros_like(rows)
         for e, part in _parts(sizes):
             torch.mm(inner[part], out[e].mT, out=result[part])
