@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 import fourfold
-from bench.gemv import commit, processor
+from bench.gemv import commit
 from fourfold import Constraint, Sampling
 from fourfold.engine.chooser import Chooser
 from fourfold.engine.grammar import Grammars
 from fourfold.engine.sampler import sample
+from fourfold.kernels.cpu.processor import processor
 from fourfold.tokenizer import Tokenizer
 
 V4 = 129280
