@@ -99,8 +99,8 @@ RULES = {
 
 
 def instruction_sets() -> list[str]:
-    """Those whose kernels run here; none without native kernels."""
-    return [] if cpu.native is None else cpu.native.supported_isas()
+    """Those whose kernels run here, but for the slow one that all processors have."""
+    return [] if cpu.native is None else [isa for isa in cpu.native.supported_isas() if isa != "scalar"]
 
 
 @contextmanager
