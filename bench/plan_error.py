@@ -29,7 +29,14 @@ from fourfold.plan import Demand, Efficiency, Figure, Hardware, Machine, Plan, e
 
 _ENGINE = "fourfold"
 _PEAK = "bf16 torch"  # the peak that the efficiency of prefill is a share of
-_FITTED = ("core_read", "prefill_compute", "attention_compute", "stream_passes", "layer_seconds")
+_FITTED = (
+    "core_read",
+    "prefill_compute",
+    "attention_compute",
+    "stream_passes",
+    "layer_seconds",
+    "unshared_seconds",
+)
 _STEPS = 600
 
 

@@ -187,6 +187,7 @@ def _assumptions(
     used = {"decode_read", "prefill_compute", "attention_compute", "stream_passes"}
     used |= {"layer_seconds", "reserve_gib"}
     used |= {"core_read"} if any(part.cores for part in _parts(machine)) else set()
+    used |= {"unshared_seconds"} if (machine.device.cores or 1) > 1 else set()
     used |= {"listed_read"} if not all(part.measured for part in _parts(machine)) else set()
     used |= {"several_devices"} if machine.devices > 1 else set()
     used |= {"disk_read"} if machine.disk_rate is not None else set()

@@ -155,7 +155,9 @@ class Roofline:
         disk = 0.0
         if self.machine.disk_rate is not None:
             disk = experts * (1 - hit_rate) / (self.machine.disk_rate * self.share["disk_read"])
-        fixed = demand.config.num_hidden_layers * self.share["layer_seconds"]
+        several = (self.machine.device.cores or 1) > 1
+        layer = self.share["layer_seconds"] + several * self.share["unshared_seconds"]
+        fixed = demand.config.num_hidden_layers * layer
         times: dict[Limit, float] = {
             "memory": reads, "compute": computes, "disk": disk, "fixed time": fixed
         }  # fmt: skip

@@ -23,7 +23,7 @@ from fourfold.plan import (
     plan,
 )
 
-NOTHING = ("layer_seconds", "reserve_gib", "stream_passes")
+NOTHING = ("layer_seconds", "reserve_gib", "stream_passes", "unshared_seconds")
 IDEAL = {
     name: dataclasses.replace(entry, value=0.0 if name in NOTHING else 1.0)
     for name, entry in efficiencies().items()
@@ -128,6 +128,15 @@ def test_streams_between_the_products_are_read_and_written():
     moved = 10 * 43 * 4 * 4096 * 4
     assert found.decode[1][0].seconds - plain.decode[1][0].seconds == pytest.approx(moved / 1e9)
     assert found.decode[1][0].bytes_read == plain.decode[1][0].bytes_read
+
+
+def test_several_cores_do_not_share_all_of_a_layer():
+    table = {**IDEAL, "unshared_seconds": dataclasses.replace(IDEAL["unshared_seconds"], value=1e-3)}
+    for cores, more in ((None, 0.0), (1, 0.0), (2, 0.043)):
+        machine = box(400, 1e6, 1e6, cores=cores)
+        ideal, found = (plan(flash(), machine, context=1, efficiency=t) for t in (IDEAL, table))
+        assert found.decode[1][0].seconds - ideal.decode[1][0].seconds == pytest.approx(more)
+        assert any("do not share" in line for line in found.assumptions) == (more > 0)
 
 
 def test_every_layer_of_every_call_costs_its_fixed_time():
