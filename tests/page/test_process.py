@@ -47,10 +47,11 @@ def test_the_live_view(process, visit):
     page.click("#toggle-live")
     ask(page, "Once upon a time there was a cat. " * 3)
     answered(page)
+    until(page, "document.querySelector('.gauge .note').innerText.startsWith('40 tokens')")
+    until(page, "document.getElementById('live').innerText.includes('MiB')")
     names = page.locator(".gauge h2").all_inner_texts()
     gauges = dict(zip(names, page.locator(".gauge .note").all_inner_texts(), strict=True))
     assert list(gauges) == ["Tokens a second", "Requests", "Prefix hits", "KV cache", "Experts"]
-    until(page, "document.querySelector('.gauge .note').innerText.startsWith('40 tokens')")
     assert gauges["Experts"] == "Memory holds them all." and "MiB" in gauges["KV cache"]
     page.click("text=Regenerate")
     page.wait_for_timeout(100)

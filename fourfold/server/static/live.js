@@ -72,7 +72,9 @@ export class Live {
   showCache(now) {
     this.cache.value(percent(now.kv_cache_usage_perc));
     this.cache.bar([now.kv_cache_usage_perc, now.kv_cache_reusable_perc]);
-    this.cache.tell(`${percent(now.kv_cache_reusable_perc)} kept for later, of ${size(now.kv_cache_bytes)}`);
+    // Until its first step the engine has told nothing.
+    const held = now.kv_cache_bytes ? `, of ${size(now.kv_cache_bytes)}` : "";
+    this.cache.tell(`${percent(now.kv_cache_reusable_perc)} kept for later${held}`);
   }
 
   showExperts(now) {
