@@ -1,7 +1,7 @@
 """Operations of the contract that are several others in a row, so that a chip may run them in one call.
 
 `ops` is who runs the parts: the contract itself (a chip without its own form), or the reference.  Signatures
-and equations stand in `fourfold.kernels`.
+and equations stand in joined.py.
 """
 
 from __future__ import annotations
