@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.page.conftest import answered, ask, begun, until
@@ -15,7 +17,13 @@ def test_a_server_that_dies_and_comes_back(process, visit):
     page = visit(process.url, expected=LOST)
     until(page, "document.getElementById('model').innerText !== ''")
     page.click("#toggle-settings")
-    page.fill("[name=max_tokens]", "400")
+    page.fill("[name=max_tokens]", "450")
+
+    def without_end(route):
+        body = route.request.post_data_json | {"ignore_eos": True}
+        route.continue_(post_data=json.dumps(body))
+
+    page.route("**/v1/chat/completions", without_end)
     ask(page, "Tell me something")
     begun(page)
     process.kill()
