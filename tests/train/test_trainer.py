@@ -152,9 +152,10 @@ def test_init_from_starts_with_those_weights(make_config: MakeConfig, tmp_path: 
 def test_vocabulary_must_hold_the_tokenizer(make_config: MakeConfig, tmp_path: Path) -> None:
     from tests.train.conftest import MODEL
 
+    config = make_config()
     (tmp_path / "config.json").write_text(json.dumps(MODEL | {"vocab_size": 300}), encoding="utf-8")
     with pytest.raises(ConfigError, match="vocab_size"):
-        Trainer(make_config())
+        Trainer(config)
 
 
 def test_indexer_loss_trains_the_indexers_alone(make_config: MakeConfig) -> None:
